@@ -1,0 +1,1 @@
+//! Plan to tasks to observations to findings.

@@ -1,0 +1,61 @@
+//! What is on disk: a checkpoint directory in Hugging Face layout.
+
+mod config;
+mod tensors;
+mod tokenizer;
+
+pub use config::{Config, RopeScaling};
+pub use tensors::{Tensor, Tensors};
+pub use tokenizer::Tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::Result;
+
+/// A checkpoint directory: `config.json`, safetensors files and, usually, `tokenizer.json`.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Config,
+    tensors: Tensors,
+}
+
+impl Checkpoint {
+    /// Opens the directory and reads `config.json` and the headers of the weight files, no weights.
+    ///
+    /// # Errors
+    ///
+    /// If the directory or a file is missing, broken or asks for something that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config = Config::read(path)?;
+        let tensors = Tensors::open(path)?;
+        Ok(Self { path: path.to_path_buf(), config, tensors })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The architecture's numbers.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The weights.
+    #[must_use]
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or broken, or gives ids beyond the vocabulary.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::read(&self.path, self.config.vocab_size)
+    }
+}

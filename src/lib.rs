@@ -1,0 +1,51 @@
+//! Does quantization bring back what a language model was made to unlearn?
+//!
+//! undertext runs a transformer's forward pass at full precision, int8 and int4 through WGSL
+//! compute shaders, asks the unlearning benchmark's questions at each precision, and says how much
+//! of the forgotten knowledge is back.
+//!
+//! # Rooms
+//!
+//! Each module may use only those above it in this list.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`error`] | typed errors, each with its exit code |
+//! | [`quant`] | schemes: how weights are stored; host encode and decode, the oracle of the GPU's |
+//! | [`metrics`] | pure functions: ROUGE, membership, recovery |
+//! | [`checkpoint`] | what is on disk: config, tensors, tokenizer |
+//! | [`gpu`] | the only place that says `wgpu::Device`: device choice, buffers, shader linking |
+//! | [`kernels`] | one file a kernel: parameters, wrapper, f64 twin, cases |
+//! | [`model`] | the forward pass as a list of kernel calls, and the same pass on the CPU |
+//! | [`engine`] | tasks in, observations out: batching, paged cache, shared prefixes |
+//! | [`suite`] | MUSE: files to tasks, observations to metric values |
+//! | [`audit`] | plan to tasks to observations to findings |
+//! | [`report`] | the result's schema, as a table and as JSON |
+//! | [`cli`] | flags to a validated plan |
+//!
+//! # Letters
+//!
+//! Shapes are written in brackets, slowest dimension first, always row-major:
+//! `t` tokens, `s` sequences, `d` model width, `h` heads, `g` KV heads, `e` head width,
+//! `f` feed-forward width, `v` vocabulary, `n`, `k` rows and columns of a weight matrix.
+//!
+//! # Where to add things
+//!
+//! A scheme: one file in `shaders/formats`, one host codec in [`quant`], one variant of
+//! [`quant::Scheme`]. A kernel: one file in `shaders`, one in [`kernels`], one line in
+//! [`kernels::registry`]. A suite: one file in [`suite`].
+
+pub mod audit;
+pub mod checkpoint;
+pub mod cli;
+pub mod engine;
+pub mod error;
+pub mod gpu;
+pub mod kernels;
+pub mod metrics;
+pub mod model;
+pub mod quant;
+pub mod report;
+pub mod suite;
+
+pub use error::{Error, Result};

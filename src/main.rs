@@ -1,0 +1,3 @@
+//! The `undertext` program.
+
+fn main() {}

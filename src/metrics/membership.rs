@@ -1,0 +1,1 @@
+//! Membership inference: Min-K %, AUC, PrivLeak.

@@ -1,0 +1,1 @@
+//! How much forgotten knowledge a quantized unlearned arm has back.

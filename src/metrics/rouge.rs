@@ -1,0 +1,1 @@
+//! ROUGE-L F as MUSE scores it.

@@ -1,0 +1,1 @@
+//! Scales by exact integer division, and codes settled by multiplication.

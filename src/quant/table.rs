@@ -1,0 +1,1 @@
+//! bitsandbytes' FP4 and NF4 tables and thresholds.

@@ -1,0 +1,1 @@
+//! Suites: files to tasks, observations to metric values.
