@@ -99,7 +99,7 @@ pub fn settle(magnitude: f32, candidate: u32, step: f32) -> u32 {
     } else if at_most(magnitude, candidate, step) {
         candidate
     } else {
-        candidate + 1
+        candidate.saturating_add(1)
     }
 }
 
