@@ -454,6 +454,13 @@ fn decoding_gives_the_nearest_value() {
 }
 
 #[test]
+fn the_sign_of_an_fp4_zero_is_that_of_a_number_below_zero() {
+    let signs =
+        [0.0, -0.0, 1e-3, -1e-3, f32::from_bits(1), -f32::from_bits(1)].map(|w| table::fp4_code(w, 1.0));
+    assert_eq!(signs, [0, 0, 0, 8, 0, 8]);
+}
+
+#[test]
 fn an_empty_matrix_is_empty() {
     for scheme in Scheme::ALL {
         let packed = encode(scheme, &[], 0, 64);

@@ -1,6 +1,8 @@
 //! Schemes: how a weight matrix is stored and decoded, and the host codec of each.
 //!
-//! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit.
+//! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit. [`scale`]
+//! holds the rules of the affine schemes, [`table`] those of bitsandbytes' tables; their public constants
+//! are the ones that the shaders repeat.
 
 mod codec;
 pub mod scale;
