@@ -1,4 +1,7 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
+mod adapters;
+mod kernels;
 mod metrics;
 mod quant;
+mod shaders;
