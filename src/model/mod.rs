@@ -1,5 +1,7 @@
 //! The forward pass of a Llama-architecture model.
 
 mod forward;
+mod rope;
+mod weights;
 
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};

@@ -1,0 +1,127 @@
+//! The tensors of a Llama checkpoint: names, shapes, and which of them may be absent.
+//!
+//! The one list that both passes load by, so that they cannot disagree.
+
+use crate::checkpoint::{Checkpoint, Config, Tensor};
+use crate::error::{Error, Result};
+
+/// The embedding, `[v, d]`.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The norm before the head, `[d]`.
+pub(crate) const FINAL_NORM: &str = "model.norm.weight";
+/// The head, `[v, d]`; absent where it is tied to the embedding.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// A weight matrix of one layer: what a quantizing scheme applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Linear {
+    /// Queries, `[h e, d]`.
+    Q,
+    /// Keys, `[g e, d]`.
+    K,
+    /// Values, `[g e, d]`.
+    V,
+    /// Attention output, `[d, h e]`.
+    O,
+    /// Feed-forward gate, `[f, d]`.
+    Gate,
+    /// Feed-forward up, `[f, d]`.
+    Up,
+    /// Feed-forward down, `[d, f]`.
+    Down,
+}
+
+impl Linear {
+    /// All of them, in the order of their use.
+    pub(crate) const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Where it stands in a layer.
+    fn module(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The matrix's name in the checkpoint.
+    pub(crate) fn name(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.weight", self.module())
+    }
+
+    /// The bias's name in the checkpoint.
+    pub(crate) fn bias_name(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.bias", self.module())
+    }
+
+    /// The matrix's shape, `[n, k]`: outputs, inputs.
+    pub(crate) fn shape(self, config: &Config) -> [usize; 2] {
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        match self {
+            Self::Q => [queries, d],
+            Self::K | Self::V => [keys, d],
+            Self::O => [d, queries],
+            Self::Gate | Self::Up => [f, d],
+            Self::Down => [d, f],
+        }
+    }
+
+    /// The bias, `[n]`, if the checkpoint has one. Only the attention's projections have biases.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TensorMissing`] if `config.json` asks for biases and q, k or v has none (o may go
+    /// without: families differ); what [`crate::checkpoint::Tensors::read`] says of a broken one.
+    pub(crate) fn bias(self, checkpoint: &Checkpoint, layer: usize) -> Result<Option<Tensor>> {
+        let config = checkpoint.config();
+        let name = self.bias_name(layer);
+        let asked = config.attention_bias && matches!(self, Self::Q | Self::K | Self::V);
+        let allowed = asked || matches!(self, Self::Q | Self::K | Self::V | Self::O);
+        if !allowed || (!asked && !checkpoint.tensors().contains(&name)) {
+            return Ok(None);
+        }
+        checkpoint.tensors().read(&name, &[self.shape(config)[0]]).map(Some)
+    }
+}
+
+/// A layer's norm, `[d]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Norm {
+    /// Before the attention.
+    Attention,
+    /// Before the feed-forward part.
+    FeedForward,
+}
+
+impl Norm {
+    /// The norm's name in the checkpoint.
+    pub(crate) fn name(self, layer: usize) -> String {
+        let module = match self {
+            Self::Attention => "input_layernorm",
+            Self::FeedForward => "post_attention_layernorm",
+        };
+        format!("model.layers.{layer}.{module}.weight")
+    }
+}
+
+/// The name of the head's tensor, `[v, d]`: its own, or the embedding's if `config.json` ties them.
+///
+/// A tied checkpoint may hold a copy under the head's name; like transformers, we do not read it.
+///
+/// # Errors
+///
+/// [`Error::TensorMissing`] if the head is not tied and absent.
+pub(crate) fn head_name(checkpoint: &Checkpoint) -> Result<&'static str> {
+    if checkpoint.config().tied {
+        Ok(EMBEDDING)
+    } else if checkpoint.tensors().contains(HEAD) {
+        Ok(HEAD)
+    } else {
+        Err(Error::TensorMissing { path: checkpoint.path().to_path_buf(), tensor: HEAD.to_owned() })
+    }
+}
