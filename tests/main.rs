@@ -1,2 +1,5 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
+
 mod checkpoint;
+mod metrics;
+mod quant;

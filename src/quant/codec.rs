@@ -118,13 +118,15 @@ fn encode_group(scheme: Scheme, weights: &[f32], words: &mut [u32], scales: &mut
     let bits = scheme.bits();
     let per_word = scheme.per_word();
     let mut put = |index: usize, code: u32| {
-        let position = u32::try_from(index % per_word).unwrap_or_default() * bits;
+        #[expect(clippy::cast_possible_truncation, reason = "a word holds at most 8 codes")]
+        let position = (index % per_word) as u32 * bits;
         words[index / per_word] |= (code & ((1 << bits) - 1)) << position;
     };
     match scheme {
         Scheme::F32 | Scheme::F16 | Scheme::Bf16 => {}
         Scheme::Int8 | Scheme::Int4 { .. } | Scheme::Int4Row => {
-            scales[0] = scale::symmetric(weights, grid(scheme), |index, code| put(index, code.cast_unsigned()));
+            scales[0] =
+                scale::symmetric(weights, grid(scheme), |index, code| put(index, code.cast_unsigned()));
         }
         Scheme::Int4Asym { .. } => {
             let emit = |index, code: i32| put(index, code.cast_unsigned());
