@@ -1,6 +1,7 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
 mod adapters;
+mod checkpoint;
 mod kernels;
 mod metrics;
 mod quant;
