@@ -3,8 +3,8 @@
 //! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit.
 
 mod codec;
-mod scale;
-mod table;
+pub mod scale;
+pub mod table;
 
 use std::fmt;
 use std::str::FromStr;
