@@ -1,4 +1,6 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
+mod checkpoint;
 mod engine;
 mod quant;
+mod reference;
