@@ -2,7 +2,9 @@
 
 mod adapters;
 mod checkpoint;
+mod engine;
 mod kernels;
 mod metrics;
 mod quant;
+mod reference;
 mod shaders;
