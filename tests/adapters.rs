@@ -1,6 +1,6 @@
 //! The adapters that GPU tests run on: every one there is.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use undertext::gpu::{self, DeviceChoice, Gpu};
 
@@ -8,8 +8,8 @@ use undertext::gpu::{self, DeviceChoice, Gpu};
 ///
 /// A test without any adapter fails, unless `UNDERTEXT_SKIP_GPU` is set. `UNDERTEXT_REQUIRE_ADAPTERS=n` fails it
 /// with fewer than n: a lane that is meant to have three must not lose one silently.
-pub(crate) fn all() -> &'static [Gpu] {
-    static ALL: OnceLock<Vec<Gpu>> = OnceLock::new();
+pub(crate) fn all() -> &'static [Arc<Gpu>] {
+    static ALL: OnceLock<Vec<Arc<Gpu>>> = OnceLock::new();
     ALL.get_or_init(|| {
         let found = gpu::list();
         let names: Vec<_> = found.iter().map(|info| format!("{} ({})", info.name, info.backend)).collect();
@@ -20,7 +20,7 @@ pub(crate) fn all() -> &'static [Gpu] {
             "{} of {required} adapters found: {names:?}; UNDERTEXT_SKIP_GPU=1 skips GPU tests",
             found.len(),
         );
-        (0..found.len()).map(|index| Gpu::open(&DeviceChoice::Index(index)).unwrap()).collect()
+        (0..found.len()).map(|index| Arc::new(Gpu::open(&DeviceChoice::Index(index)).unwrap())).collect()
     })
 }
 

@@ -4,6 +4,7 @@ mod adapters;
 mod checkpoint;
 mod engine;
 mod kernels;
+mod llama;
 mod metrics;
 mod quant;
 mod reference;
