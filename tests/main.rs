@@ -3,3 +3,5 @@
 mod checkpoint;
 mod metrics;
 mod quant;
+
+mod suite;
