@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use undertext::checkpoint::{Checkpoint, Config, RopeScaling, Tensors, Tokenizer};
-use undertext::quant::Scheme;
+use undertext::quant::{self, Scheme};
 use undertext::{Error, Result};
 
 /// A config that loads, small.
@@ -501,4 +501,53 @@ fn tokenizers_that_do_not_fit() {
     tokenizer["post_processor"]["special_tokens"]["<s>"]["ids"] = json!([77]);
     write_json(dir.path(), "tokenizer.json", &tokenizer);
     refused(read(5), &["tokenizer.json", "token id 77"]);
+}
+
+/// FNV-1a, 64 bits: what `tests/golden/model/make_logits.py` hashes with.
+fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[test]
+fn golden_model_loads_and_our_codec_is_the_one_its_logits_were_made_with() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model/tiny_llama");
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let config = checkpoint.config();
+    let widths =
+        [config.hidden_size, config.intermediate_size, config.head_dim, config.heads, config.kv_heads];
+    assert_eq!(widths, [64, 136, 24, 4, 2]);
+    assert_eq!((config.layers, config.vocab_size, config.context), (3, 320, 256));
+    assert_eq!((config.tied, config.attention_bias, config.rms_norm_eps), (false, true, 1e-2));
+    let scaling = config.rope_scaling.unwrap();
+    assert_eq!((config.rope_theta, scaling.factor, scaling.original_context), (1e4, 4.0, 32.0));
+    assert_eq!((scaling.low_freq_factor, scaling.high_freq_factor), (1.0, 4.0));
+    assert_eq!(config.eos, [2]);
+
+    let tensors = checkpoint.tensors();
+    for module in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+        assert!(tensors.contains(&format!("model.layers.2.self_attn.{module}.bias")), "{module}");
+    }
+    let dtype = |name: &str| tensors.describe(name).unwrap().0;
+    assert_eq!(dtype("model.embed_tokens.weight"), Scheme::F32);
+    assert_eq!(dtype("model.layers.2.self_attn.q_proj.weight"), Scheme::Bf16);
+    assert_eq!(dtype("lm_head.weight"), Scheme::F16);
+
+    let golden: Value = serde_json::from_slice(&std::fs::read(dir.join("logits.json")).unwrap()).unwrap();
+    let schemes = golden["dequantized_fnv1a"].as_object().unwrap();
+    let mut compared = 0;
+    for (scheme, hashes) in schemes {
+        let scheme: Scheme = scheme.parse().unwrap();
+        for (name, hash) in hashes.as_object().unwrap() {
+            let (_, shape) = tensors.describe(name).unwrap();
+            let &[rows, cols] = shape else { panic!("{name} is {shape:?}") };
+            let weights = tensors.read(name, shape).unwrap().to_f32();
+            let decoded = quant::decode(&quant::encode(scheme, &weights, rows, cols));
+            let ours = fnv1a(decoded.iter().flat_map(|value| value.to_le_bytes()));
+            assert_eq!(format!("{ours:016x}"), hash.as_str().unwrap(), "{scheme} {name}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 2 * 3 * 7);
 }
