@@ -551,3 +551,29 @@ fn golden_model_loads_and_our_codec_is_the_one_its_logits_were_made_with() {
     }
     assert_eq!(compared, 2 * 3 * 7);
 }
+
+/// By hand: `UNDERTEXT_SMOLLM2=DIR cargo test smollm2 -- --ignored`, DIR as assets/smollm2/convert.py writes it.
+#[test]
+#[ignore = "needs the SmolLM2 checkpoint that assets/smollm2/convert.py makes"]
+fn smollm2_loads_and_tokenizes_as_transformers_does() {
+    let dir = std::env::var_os("UNDERTEXT_SMOLLM2").expect("UNDERTEXT_SMOLLM2 names the checkpoint");
+    let checkpoint = Checkpoint::open(Path::new(&dir)).unwrap();
+    let config = checkpoint.config();
+    assert_eq!((config.heads, config.kv_heads, config.head_dim, config.rope_theta), (9, 3, 64, 1e5));
+    assert!(config.tied);
+    let shape = [config.vocab_size, config.hidden_size];
+    let embedding = checkpoint.tensors().read("model.embed_tokens.weight", &shape).unwrap();
+    let row = checkpoint.tensors().read_rows("model.embed_tokens.weight", &shape, 7042..7043).unwrap();
+    assert_eq!(row.to_f32(), embedding.to_f32()[7042 * shape[1]..7043 * shape[1]]);
+
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2/greedy.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 5);
+    for case in cases {
+        assert_eq!(tokenizer.encode(case["prompt"].as_str().unwrap()).unwrap(), ids(&case["prompt_ids"]));
+        assert_eq!(tokenizer.decode(&ids(&case["token_ids"])).unwrap(), case["text"].as_str().unwrap());
+    }
+}
