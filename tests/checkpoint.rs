@@ -1,5 +1,8 @@
 //! Checkpoints on disk: what loads, and what every kind of broken input is answered with.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::needless_pass_by_value, reason = "so that json!(…) can be written in place")]
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -334,18 +337,18 @@ fn one_file_that_is_whole() {
         assert_eq!(tensors.describe("w").unwrap(), (scheme, &[3, 2][..]));
 
         let header = tensors.bytes_read();
-        assert_eq!(header as usize + bytes.len(), file.len());
+        assert_eq!(header + bytes.len() as u64, file.len() as u64);
         let whole = tensors.read("w", &[3, 2]).unwrap();
         assert_eq!((whole.dtype, &whole.shape[..], &whole.bytes), (scheme, &[3, 2][..], bytes));
         let widened = whole.to_f32();
         assert_eq!(widened[..5], values[..5]);
         assert!(widened[4].is_sign_negative());
         assert_eq!(widened[5], last);
-        assert_eq!(tensors.bytes_read() as usize, file.len());
+        assert_eq!(tensors.bytes_read(), file.len() as u64);
 
         let row = tensors.read_rows("w", &[3, 2], 1..2).unwrap();
         assert_eq!((&row.shape[..], row.to_f32()), (&[1, 2][..], vec![3.25, 0.0]));
-        assert_eq!(tensors.bytes_read() as usize, file.len() + bytes.len() / 3);
+        assert_eq!(tensors.bytes_read(), (file.len() + bytes.len() / 3) as u64);
         let error = tensors.read_rows("w", &[3, 2], 2..4).unwrap_err();
         assert!(matches!(error, Error::Shape { got: 4, .. }), "{error}");
     }

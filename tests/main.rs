@@ -1,7 +1,13 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
+mod adapters;
 mod checkpoint;
+mod engine;
+mod golden;
+mod kernels;
+mod llama;
 mod metrics;
 mod quant;
-
+mod reference;
+mod shaders;
 mod suite;

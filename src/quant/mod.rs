@@ -18,8 +18,9 @@ pub use codec::{decode, encode};
 /// How the weights of one matrix are stored.
 ///
 /// All arithmetic is f32 on the source value (f16 and bf16 widened exactly); `rhe` rounds half to
-/// even. A group of zeros has scale 0 and codes 0. Groups run along a row; a row's last group may
-/// be shorter. The tables' blocks run over the flat row-major matrix.
+/// even. A group of zeros (nothing as large as [`scale::TINY`]) has scale 0 and codes 0. Groups run
+/// along a row; a row's last group may be shorter. The tables' blocks run over the flat row-major
+/// matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Scheme {
