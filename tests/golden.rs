@@ -1,6 +1,10 @@
 //! Both passes against transformers' logits in float32, for every golden checkpoint.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and shows its figures if asked"
+)]
 
 use std::path::Path;
 

@@ -46,8 +46,8 @@ pub struct Config {
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the head is the embedding.
     pub tied: bool,
-    /// Whether the config declares biases. What counts is which `….bias` tensors exist: q, k, v and o may each have one
-    /// (Qwen-like exports have no o bias, transformers' Llama gives all four).
+    /// Whether q, k and v projections must have biases. Biases that exist are used either way, o's too: families
+    /// differ in which of the four they have.
     pub attention_bias: bool,
     /// End-of-sequence ids, from both config files.
     pub eos: Vec<u32>,
