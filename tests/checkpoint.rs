@@ -8,13 +8,13 @@ mod tokenizer;
 
 use std::path::Path;
 
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use undertext::Result;
 use undertext::checkpoint::Checkpoint;
 use undertext::quant::{self, Scheme};
 
-use safetensors::tensor::Dtype;
 use tensors::one_tensor;
 use tokenizer::tokenizer_json;
 
