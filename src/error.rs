@@ -194,6 +194,17 @@ pub enum Error {
         expected: String,
     },
 
+    /// An answer does not belong to its task: a bug of ours, or a run's store that belongs to other data.
+    #[error("task {task} was answered with {found}, expected {expected}")]
+    Observation {
+        /// Index of the task in its suite.
+        task: usize,
+        /// What kind of answer there is, and how long.
+        found: String,
+        /// What was asked for.
+        expected: String,
+    },
+
     /// A task's tokens do not fit into the cache, even alone.
     #[error("task {task} needs a cache of {needed} tokens, the device has room for {limit}")]
     CacheTooSmall {
@@ -237,7 +248,10 @@ impl Error {
             | Self::OutOfMemory { .. }
             | Self::Device { .. }
             | Self::Shader { .. } => 4,
-            Self::Write { .. } | Self::Shape { .. } | Self::LogitsNotFinite { .. } => 1,
+            Self::Write { .. }
+            | Self::Shape { .. }
+            | Self::Observation { .. }
+            | Self::LogitsNotFinite { .. } => 1,
         }
     }
 

@@ -3,9 +3,11 @@
 mod adapters;
 mod checkpoint;
 mod engine;
+mod golden;
 mod kernels;
 mod llama;
 mod metrics;
 mod quant;
 mod reference;
 mod shaders;
+mod suite;
