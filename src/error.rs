@@ -194,12 +194,23 @@ pub enum Error {
         expected: String,
     },
 
+    /// A task's tokens do not fit into the cache, even alone.
+    #[error("task {task} needs a cache of {needed} tokens, the device has room for {limit}")]
+    CacheTooSmall {
+        /// Index of the task.
+        task: usize,
+        /// Tokens whose keys and values it needs at one time.
+        needed: usize,
+        /// Tokens that the cache can hold.
+        limit: usize,
+    },
+
     /// A forward pass gave logits that are not finite.
     #[error("{model}: the logits of token {position} of task {task} are not finite")]
     LogitsNotFinite {
         /// The arm.
         model: String,
-        /// Index of the task in its batch.
+        /// Index of the task.
         task: usize,
         /// Position in the task's tokens.
         position: usize,
@@ -222,6 +233,7 @@ impl Error {
             Self::Flag { .. } => 2,
             Self::NoDevice { .. }
             | Self::DeviceLimit { .. }
+            | Self::CacheTooSmall { .. }
             | Self::OutOfMemory { .. }
             | Self::Device { .. }
             | Self::Shader { .. } => 4,

@@ -1,1 +1,4 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
+
+mod engine;
+mod quant;

@@ -1,6 +1,9 @@
 //! What is on disk: a checkpoint directory in Hugging Face layout.
 
 mod config;
+pub(crate) mod files;
+mod index;
+mod shard;
 mod tensors;
 mod tokenizer;
 

@@ -1,9 +1,23 @@
 //! Weights by positioned reads.
+//!
+//! Files are never mapped: a mapped file that shrinks or sits on a failing network share kills the process with a
+//! signal, and on Windows the mappings of a large sharded checkpoint exhaust the commit limit.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::Result;
+use rayon::prelude::*;
+use safetensors::Dtype;
+
+use super::index;
+use super::shard::Shard;
+use crate::error::{Error, Result};
 use crate::quant::Scheme;
+
+/// Bytes that one thread scans for NaN at a time; a multiple of every value's size.
+const SCAN_BYTES: usize = 1 << 20;
 
 /// One tensor as stored, little-endian.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,42 +34,202 @@ impl Tensor {
     /// The values, widened exactly.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
-        unimplemented!()
+        widen(self.dtype, &self.bytes)
+    }
+
+    /// Flat index and value of the first NaN or infinity.
+    fn first_not_finite(&self) -> Option<(usize, f32)> {
+        // By the exponent's bits, not by comparing floats: all ones means NaN or infinity.
+        let half = |mask: u16| move |value: [u8; 2]| u16::from_le_bytes(value) & mask == mask;
+        let index = match self.dtype {
+            Scheme::F16 => first(&self.bytes, half(0x7c00)),
+            Scheme::Bf16 => first(&self.bytes, half(0x7f80)),
+            _ => first(&self.bytes, |value| u32::from_le_bytes(value) & 0x7f80_0000 == 0x7f80_0000),
+        }?;
+        let width = (self.dtype.bits() / 8) as usize;
+        let value = self.bytes.get(index * width..(index + 1) * width)?;
+        Some((index, widen(self.dtype, value).first().copied()?))
+    }
+}
+
+/// Index of the first value that is `bad`.
+fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool + Sync) -> Option<usize> {
+    bytes.par_chunks(SCAN_BYTES).enumerate().find_map_first(|(chunk, bytes)| {
+        let values = bytes.as_chunks::<N>().0;
+        // Looking at every value compiles to vector code, stopping at the first does not; bad ones are rare.
+        if !values.iter().fold(false, |any, value| any | bad(*value)) {
+            return None;
+        }
+        Some(chunk * (SCAN_BYTES / N) + values.iter().position(|value| bad(*value))?)
+    })
+}
+
+fn widen(dtype: Scheme, bytes: &[u8]) -> Vec<f32> {
+    let halves = || bytes.as_chunks().0.iter().map(|value| u16::from_le_bytes(*value));
+    match dtype {
+        Scheme::F16 => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+        Scheme::Bf16 => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
+        _ => bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect(),
     }
 }
 
 /// The tensors of a checkpoint's safetensors files, sharded or not.
 #[derive(Debug)]
-pub struct Tensors {}
+pub struct Tensors {
+    checkpoint: PathBuf,
+    shards: Vec<Shard>,
+    /// Tensor to index in `shards`.
+    places: HashMap<String, usize>,
+    bytes_read: AtomicU64,
+}
 
 impl Tensors {
     /// Reads the headers of all weight files.
     ///
+    /// `model.safetensors` is used if it is there, else the shards that `model.safetensors.index.json` names.
+    ///
     /// # Errors
     ///
     /// If a file is missing, truncated, a git-LFS pointer, or otherwise broken.
-    pub fn open(_checkpoint: &Path) -> Result<Self> {
-        unimplemented!()
+    pub fn open(checkpoint: &Path) -> Result<Self> {
+        let (shards, places) = match index::files(checkpoint)? {
+            index::Files::Single(path) => {
+                let shard = Shard::open(path)?;
+                let places = shard.names().map(|name| (name.clone(), 0)).collect();
+                (vec![shard], places)
+            }
+            index::Files::Sharded { index, files, places } => {
+                let shards: Vec<_> = files.into_iter().map(Shard::open).collect::<Result<_>>()?;
+                for (name, &place) in &places {
+                    let shard = &shards[place];
+                    if shard.info(name).is_none() {
+                        return Err(Error::Malformed {
+                            path: shard.path().to_path_buf(),
+                            what: "header".to_owned(),
+                            found: format!("no tensor {name}"),
+                            expected: format!("it, by {}", index.display()),
+                        });
+                    }
+                }
+                (shards, places)
+            }
+        };
+        let tensors =
+            Self { checkpoint: checkpoint.to_path_buf(), shards, places, bytes_read: AtomicU64::new(0) };
+        tensors.count(tensors.shards.iter().map(Shard::header_bytes).sum());
+        Ok(tensors)
+    }
+
+    /// Names of all tensors, sorted.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.places.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Whether there is such a tensor.
     #[must_use]
-    pub fn contains(&self, _name: &str) -> bool {
-        unimplemented!()
+    pub fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    /// A tensor's dtype and shape, from its file's header.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or its dtype is not F32, F16 or BF16.
+    pub fn describe(&self, name: &str) -> Result<(Scheme, &[usize])> {
+        let (shard, info) = self.find(name)?;
+        Ok((scheme(shard, name, info.dtype)?, &info.shape))
     }
 
     /// Reads one tensor, checks its shape and that every value is finite.
     ///
     /// # Errors
     ///
-    /// If it is missing, has another shape, or holds NaN or infinity.
-    pub fn read(&self, _name: &str, _shape: &[usize]) -> Result<Tensor> {
-        unimplemented!()
+    /// If it is missing, has another shape or an unsupported dtype, or holds NaN or infinity.
+    pub fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let rows = shape.first().copied().unwrap_or(1);
+        let mut tensor = self.read_rows(name, shape, 0..rows)?;
+        tensor.shape = shape.to_vec();
+        Ok(tensor)
     }
 
-    /// Bytes read so far.
+    /// Reads rows (indices of the slowest dimension) of one tensor of `shape`; checks as [`Tensors::read`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tensors::read`]; [`Error::Shape`] if `rows` reaches past the tensor.
+    pub fn read_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Tensor> {
+        let (shard, info) = self.find(name)?;
+        if info.shape != shape {
+            return Err(Error::TensorShape {
+                path: shard.path().to_path_buf(),
+                tensor: name.to_owned(),
+                found: info.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        let count = shape.first().copied().unwrap_or(1);
+        if rows.start > rows.end || rows.end > count {
+            return Err(Error::Shape {
+                kernel: "read_rows",
+                what: "end of the rows",
+                got: rows.end,
+                expected: format!("at most {count} and not before their start {}", rows.start),
+            });
+        }
+        let dtype = scheme(shard, name, info.dtype)?;
+        let row_len: usize = shape.iter().skip(1).product();
+        let row_bytes = row_len * (dtype.bits() / 8) as usize;
+
+        let bytes = shard.read(info.data_offsets.0 + rows.start * row_bytes, rows.len() * row_bytes)?;
+        self.count(bytes.len() as u64);
+        let mut tensor = Tensor { dtype, shape: shape.to_vec(), bytes };
+        if let Some(first) = tensor.shape.first_mut() {
+            *first = rows.len();
+        }
+        if let Some((index, value)) = tensor.first_not_finite() {
+            return Err(Error::NotFinite {
+                path: shard.path().to_path_buf(),
+                tensor: name.to_owned(),
+                index: rows.start * row_len + index,
+                value,
+            });
+        }
+        Ok(tensor)
+    }
+
+    /// Bytes read so far, headers included.
     #[must_use]
     pub fn bytes_read(&self) -> u64 {
-        unimplemented!()
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, bytes: u64) {
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn find(&self, name: &str) -> Result<(&Shard, &safetensors::tensor::TensorInfo)> {
+        let found = self.places.get(name).and_then(|&place| {
+            let shard = self.shards.get(place)?;
+            Some((shard, shard.info(name)?))
+        });
+        found.ok_or_else(|| Error::TensorMissing { path: self.checkpoint.clone(), tensor: name.to_owned() })
+    }
+}
+
+fn scheme(shard: &Shard, name: &str, dtype: Dtype) -> Result<Scheme> {
+    match dtype {
+        Dtype::F32 => Ok(Scheme::F32),
+        Dtype::F16 => Ok(Scheme::F16),
+        Dtype::BF16 => Ok(Scheme::Bf16),
+        other => Err(Error::Unsupported {
+            path: shard.path().to_path_buf(),
+            what: "dtype",
+            found: format!("{other} of tensor {name}"),
+            supported: "F32, F16, BF16".to_owned(),
+        }),
     }
 }

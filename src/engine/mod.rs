@@ -1,7 +1,18 @@
 //! Tasks in, observations out.
+//!
+//! [`Engine`] packs ragged sequences into batches, keeps their keys and values in pages of the
+//! model's cache, and asks the model through [`Forward`](crate::model::Forward). An observation is
+//! a function of its task alone: it does not depend on the other tasks, their order, the capacity, or
+//! prefix sharing, as long as the model's answer for a token depends on nothing but the tokens before.
+
+mod pages;
+mod run;
+mod sequence;
+
+pub use run::{Engine, Finished, Options};
 
 /// One prompt of a suite and what is asked of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Task {
     /// Token ids of the prompt (generate) or of the whole text (score), BOS included; never empty.
     pub tokens: Vec<u32>,
@@ -10,7 +21,7 @@ pub struct Task {
 }
 
 /// What is asked of a [`Task`]'s tokens.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ask {
     /// Continue greedily.
     Generate {
@@ -21,6 +32,20 @@ pub enum Ask {
     },
     /// The log-probability of every token after the first.
     Score,
+}
+
+impl Task {
+    /// Rows of the cache that the task fills: every token that another one attends to, and itself.
+    ///
+    /// The last new token, or the last token of a scored text, is an answer and never run.
+    #[must_use]
+    pub fn cached(&self) -> usize {
+        match self.ask {
+            Ask::Generate { max_new: 0, .. } => 0,
+            Ask::Generate { max_new, .. } => self.tokens.len().saturating_add(max_new - 1),
+            Ask::Score => self.tokens.len().saturating_sub(1),
+        }
+    }
 }
 
 /// What one arm answered to one [`Task`].

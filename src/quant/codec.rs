@@ -124,7 +124,8 @@ fn encode_group(scheme: Scheme, weights: &[f32], words: &mut [u32], scales: &mut
     match scheme {
         Scheme::F32 | Scheme::F16 | Scheme::Bf16 => {}
         Scheme::Int8 | Scheme::Int4 { .. } | Scheme::Int4Row => {
-            scales[0] = scale::symmetric(weights, grid(scheme), |index, code| put(index, code.cast_unsigned()));
+            scales[0] =
+                scale::symmetric(weights, grid(scheme), |index, code| put(index, code.cast_unsigned()));
         }
         Scheme::Int4Asym { .. } => {
             let emit = |index, code: i32| put(index, code.cast_unsigned());
