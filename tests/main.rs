@@ -1,4 +1,5 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
 mod engine;
+mod metrics;
 mod quant;

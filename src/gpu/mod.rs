@@ -1,1 +1,13 @@
-//! The only place that says `wgpu::Device`.
+//! The only place that says `wgpu::Device`: device choice, buffers, shader linking, dispatch.
+
+mod buffer;
+mod choice;
+mod commands;
+mod device;
+mod shader;
+
+pub use buffer::Buffer;
+pub use choice::{DeviceChoice, DeviceInfo, list};
+pub use commands::{Commands, GRID_X, Grid};
+pub use device::Gpu;
+pub use shader::{Pipeline, Source};

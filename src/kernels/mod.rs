@@ -1,1 +1,60 @@
-//! One file a kernel.
+//! One file a kernel: its parameters, its wrapper, its f64 twin and its cases.
+//!
+//! A wrapper is made once for a device (that compiles the shader) and then records launches into a
+//! [`crate::gpu::Commands`]. Tests check every [`Case`] of [`registry`] against the twin, benches time it.
+
+mod attention;
+mod case;
+mod fold;
+mod link;
+mod matmul;
+mod matrix;
+mod matvec;
+mod pack;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+pub use attention::{AttentionDecode, AttentionPrefill};
+pub use case::{Case, Output, Prepared, Want, Work};
+pub use fold::{FOLD_CHUNK, Fold, FoldState};
+pub use link::ParamsLayout;
+pub use matmul::Matmul;
+pub use matrix::Matrix;
+pub use matvec::Matvec;
+pub use pack::Packer;
+pub use rms_norm::{RmsNorm, RmsNormForm};
+pub use rope::Rope;
+pub use swiglu::Swiglu;
+
+use crate::gpu::Source;
+
+/// A kernel, as tests and benches see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// The shader's file name without its ending.
+    pub name: &'static str,
+    /// Every form that is ever compiled.
+    pub sources: fn() -> Vec<Source>,
+    /// How the Rust side lays out `Params`.
+    pub params: fn() -> ParamsLayout,
+    /// Problems to check and to time.
+    pub cases: fn() -> Vec<Case>,
+}
+
+/// All kernels.
+#[must_use]
+pub fn registry() -> Vec<Kernel> {
+    vec![
+        pack::SCALES,
+        pack::CODES,
+        matmul::KERNEL,
+        matvec::KERNEL,
+        rms_norm::KERNEL,
+        rope::KERNEL,
+        attention::PREFILL,
+        attention::DECODE,
+        swiglu::KERNEL,
+        fold::KERNEL,
+    ]
+}

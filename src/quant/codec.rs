@@ -118,7 +118,8 @@ fn encode_group(scheme: Scheme, weights: &[f32], words: &mut [u32], scales: &mut
     let bits = scheme.bits();
     let per_word = scheme.per_word();
     let mut put = |index: usize, code: u32| {
-        let position = u32::try_from(index % per_word).unwrap_or_default() * bits;
+        #[expect(clippy::cast_possible_truncation, reason = "a word holds at most 8 codes")]
+        let position = (index % per_word) as u32 * bits;
         words[index / per_word] |= (code & ((1 << bits) - 1)) << position;
     };
     match scheme {

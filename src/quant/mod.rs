@@ -1,6 +1,8 @@
 //! Schemes: how a weight matrix is stored and decoded, and the host codec of each.
 //!
-//! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit.
+//! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit. [`scale`]
+//! holds the rules of the affine schemes, [`table`] those of bitsandbytes' tables; their public constants
+//! are the ones that the shaders repeat.
 
 mod codec;
 pub mod scale;
@@ -16,8 +18,9 @@ pub use codec::{decode, encode};
 /// How the weights of one matrix are stored.
 ///
 /// All arithmetic is f32 on the source value (f16 and bf16 widened exactly); `rhe` rounds half to
-/// even. A group of zeros has scale 0 and codes 0. Groups run along a row; a row's last group may
-/// be shorter. The tables' blocks run over the flat row-major matrix.
+/// even. A group of zeros (nothing as large as [`scale::TINY`]) has scale 0 and codes 0. Groups run
+/// along a row; a row's last group may be shorter. The tables' blocks run over the flat row-major
+/// matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Scheme {
@@ -204,8 +207,9 @@ impl Packed {
     pub fn code(&self, index: usize) -> u32 {
         let per_word = self.scheme.per_word();
         let bits = self.scheme.bits();
-        let shifted = self.words[index / per_word] >> ((index % per_word) as u32 * bits);
-        if bits == 32 { shifted } else { shifted & ((1 << bits) - 1) }
+        #[expect(clippy::cast_possible_truncation, reason = "a word holds at most 8 codes")]
+        let position = (index % per_word) as u32 * bits;
+        self.words[index / per_word] >> position & (u32::MAX >> (32 - bits))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Everything here is written so that a device can repeat it bit for bit. WGSL promises `/` only to
 //! 2.5 ulp and may flush subnormals, so:
 //!
-//! - a scale is a quotient computed on the mantissa with u32 integers ([`divide`]);
+//! - a scale is a quotient computed on the mantissa, as u32 integers ([`divide`]);
 //! - a code is guessed with a reciprocal and then settled with correctly rounded products
 //!   ([`settle`]), so the reciprocal's error cannot show;
 //! - a group whose absmax (or range) is below [`TINY`] counts as zeros: scale 0, zero point 0, codes
@@ -44,29 +44,23 @@ pub const INT4_ASYM: Grid = Grid { divisor: 15, doublings: 0, min: 0, max: 15 };
 ///
 /// `x` is not negative and finite, `divisor` in 1..=128, `doublings` at most 1.
 ///
-/// The 24-bit mantissa, shifted up by 8, is divided as a u32. The quotient has at least 25 bits, so
-/// the bits below the 24th, with the remainder as a sticky bit, decide the rounding.
+/// The 24-bit mantissa, shifted up by 8, is divided as a u32. The integer quotient has 25 to 32 bits; it is
+/// rounded to 24 by adding half a unit. That is half-to-even: no quotient lies exactly between two f32
+/// values, since one that ends at all has no more significant bits than the mantissa.
 #[must_use]
 pub fn divide(x: f32, divisor: u32, doublings: u32) -> f32 {
     if x < TINY {
         return 0.0;
     }
     let bits = x.to_bits();
-    let dividend = ((bits & 0x007f_ffff) | 0x0080_0000) << 8;
-    let quotient = dividend / divisor;
-    let remainder = dividend % divisor;
-
+    let mantissa = (bits & 0x007f_ffff) | 0x0080_0000;
+    let quotient = (mantissa << 8) / divisor;
     let zeros = quotient.leading_zeros(); // 0..=7
-    let shift = 8 - zeros; // 1..=8
-    let kept = quotient >> shift; // 24 bits
-    let dropped = quotient & ((1 << shift) - 1);
-    let half = 1 << (shift - 1);
-    let odd = kept & 1 == 1;
-    let up = dropped > half || (dropped == half && (remainder != 0 || odd));
-
-    // TINY keeps the exponent positive. A carry out of the mantissa moves into it, as it should.
+    let shift = 8 - zeros;
+    let rounded = (quotient + (1 << (shift - 1))) >> shift; // 2^23..=2^24
+    // TINY keeps the exponent positive. A mantissa of 2^24 carries into it, as it should.
     let exponent = (bits >> 23) - zeros + doublings;
-    f32::from_bits((exponent << 23) + (kept & 0x007f_ffff) + u32::from(up))
+    f32::from_bits((exponent << 23) + rounded - 0x0080_0000)
 }
 
 /// Whether `magnitude` rounds to `code` or less: it is below `(code + 0.5) * step`, or equal to it
@@ -99,7 +93,7 @@ pub fn settle(magnitude: f32, candidate: u32, step: f32) -> u32 {
     } else if at_most(magnitude, candidate, step) {
         candidate
     } else {
-        candidate + 1
+        candidate.saturating_add(1)
     }
 }
 

@@ -3,8 +3,8 @@
 //! Constants from `csrc/kernels.cu` of bitsandbytes (`dQuantizeFP4`, `dQuantizeNF4` and their
 //! dequantizing tables). bitsandbytes compares `weight * (1 / absmax)` with a threshold; here
 //! `weight` is compared with `threshold * absmax`, one correctly rounded product that every device
-//! repeats. On bf16 weights the two can differ only where `weight / absmax` is a threshold exactly
-//! (5/6, 7/12, 5/12, 7/24, 5/24 for FP4), where bitsandbytes' own backends differ from each other.
+//! repeats. On bf16 weights the two can differ only where `weight / absmax` is a threshold exactly (n / 24
+//! for FP4), where bitsandbytes' own backends differ from each other, and in the sign of an FP4 zero.
 
 use super::scale::{TINY, absmax};
 

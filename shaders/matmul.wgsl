@@ -1,0 +1,109 @@
+// y = x W^T (+ bias): many rows of x. A register tile without shared memory.
+//
+//   weights  [n, k]  packed by the format, row-major
+//   x        [t, k]  f32
+//   bias     [n]     f32, read where BIAS
+//   y        [t, n]  f32
+//
+// Row `first_row` of the matrix gives the first column of y. Grid: (ceil(n / 64), ceil(t / 32))
+// workgroups of 64 lanes, 16 along n by 4 along t; a lane owns 4 columns of y for 8 tokens. Each
+// element is summed in f32 over k in order, eight products at a time.
+//
+// Links common/oct.wgsl and a format. f64 twin: kernels::matmul.
+
+struct Params {
+    t: u32, // rows of x
+    n: u32, // columns of y
+    k: u32, // columns of x, a multiple of 8
+    first_row: u32, // of the matrix
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;
+
+override BIAS: bool = false;
+
+// Output rows (of W) and tokens a lane; lanes along each. kernels::matmul knows the products.
+const ROWS: u32 = 4u;
+const TOKENS: u32 = 8u;
+const ROW_LANES: u32 = 16u;
+const TOKEN_LANES: u32 = 4u;
+
+fn store(token: u32, column: u32, sum: vec4<f32>) {
+    if token >= params.t {
+        return;
+    }
+    for (var i = 0u; i < ROWS; i += 1u) {
+        if column + i < params.n {
+            var value = sum[i];
+            if BIAS {
+                value += bias[column + i];
+            }
+            y[token * params.n + column + i] = value;
+        }
+    }
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let column = (id.x * ROW_LANES + lane % ROW_LANES) * ROWS;
+    let token = (id.y * TOKEN_LANES + lane / ROW_LANES) * TOKENS;
+    if column >= params.n || token >= params.t {
+        return;
+    }
+
+    // Past the edge a lane repeats the last row or token and stores nothing.
+    let last_row = params.n - 1u;
+    let r0 = params.first_row + column;
+    let r1 = params.first_row + min(column + 1u, last_row);
+    let r2 = params.first_row + min(column + 2u, last_row);
+    let r3 = params.first_row + min(column + 3u, last_row);
+    let stride = params.k / 4u;
+    let last = params.t - 1u;
+    let x0 = token * stride;
+    let x1 = min(token + 1u, last) * stride;
+    let x2 = min(token + 2u, last) * stride;
+    let x3 = min(token + 3u, last) * stride;
+    let x4 = min(token + 4u, last) * stride;
+    let x5 = min(token + 5u, last) * stride;
+    let x6 = min(token + 6u, last) * stride;
+    let x7 = min(token + 7u, last) * stride;
+
+    var s0 = vec4<f32>();
+    var s1 = vec4<f32>();
+    var s2 = vec4<f32>();
+    var s3 = vec4<f32>();
+    var s4 = vec4<f32>();
+    var s5 = vec4<f32>();
+    var s6 = vec4<f32>();
+    var s7 = vec4<f32>();
+    let octs = params.k / 8u;
+    for (var oct = 0u; oct < octs; oct += 1u) {
+        let w0 = load_oct(r0, oct);
+        let w1 = load_oct(r1, oct);
+        let w2 = load_oct(r2, oct);
+        let w3 = load_oct(r3, oct);
+        // vector * matrix is the four dot products.
+        let lo = mat4x4<f32>(w0.lo, w1.lo, w2.lo, w3.lo);
+        let hi = mat4x4<f32>(w0.hi, w1.hi, w2.hi, w3.hi);
+        let q = oct * 2u;
+        s0 += x[x0 + q] * lo + x[x0 + q + 1u] * hi;
+        s1 += x[x1 + q] * lo + x[x1 + q + 1u] * hi;
+        s2 += x[x2 + q] * lo + x[x2 + q + 1u] * hi;
+        s3 += x[x3 + q] * lo + x[x3 + q + 1u] * hi;
+        s4 += x[x4 + q] * lo + x[x4 + q + 1u] * hi;
+        s5 += x[x5 + q] * lo + x[x5 + q + 1u] * hi;
+        s6 += x[x6 + q] * lo + x[x6 + q + 1u] * hi;
+        s7 += x[x7 + q] * lo + x[x7 + q + 1u] * hi;
+    }
+    store(token, column, s0);
+    store(token + 1u, column, s1);
+    store(token + 2u, column, s2);
+    store(token + 3u, column, s3);
+    store(token + 4u, column, s4);
+    store(token + 5u, column, s5);
+    store(token + 6u, column, s6);
+    store(token + 7u, column, s7);
+}

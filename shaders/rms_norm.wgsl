@@ -1,0 +1,66 @@
+// h += delta; y = h / sqrt(mean(h^2) + eps) * gain.
+//
+//   h      [t, d]     f32, the residual stream; rewritten where ADD and not GATHER
+//   delta  [t, d]     f32, read where ADD
+//   rows   [m]        u32, read where GATHER: row i of y comes from row rows[i] of h
+//   gain   [d]        f32
+//   y      [m, d]     f32
+//
+// Grid: flat, one workgroup of WG lanes a row of y. Lane l takes the quads l, l + WG, ...; the
+// squares are summed in f32 and then over the lanes as a binary tree.
+//
+// Links common/index.wgsl and common/reduce.wgsl. f64 twin: kernels::rms_norm.
+
+struct Params {
+    rows: u32, // of y
+    d: u32, // width, a multiple of 4
+    eps: f32,
+    unused: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> h: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> delta: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> rows: array<u32>;
+@group(0) @binding(4) var<storage, read> gain: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
+
+override WG: u32 = 64u;
+override LANES: u32 = 64u;
+override ADD: bool = false;
+override GATHER: bool = false;
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = flat_workgroup(id);
+    if index >= params.rows {
+        return;
+    }
+    var row = index;
+    if GATHER {
+        row = rows[index];
+    }
+    let quads = params.d / 4u;
+
+    var squares = 0.0;
+    for (var q = lane; q < quads; q += WG) {
+        var value = h[row * quads + q];
+        if ADD {
+            value += delta[row * quads + q];
+            if !GATHER {
+                h[row * quads + q] = value;
+            }
+        }
+        squares += dot(value, value);
+    }
+    let sum = sum_lanes(lane, vec4<f32>(squares)).x;
+    let factor = inverseSqrt(sum / f32(params.d) + params.eps);
+
+    for (var q = lane; q < quads; q += WG) {
+        var value = h[row * quads + q];
+        if ADD && GATHER {
+            value += delta[row * quads + q];
+        }
+        y[index * quads + q] = value * factor * gain[q];
+    }
+}

@@ -1,0 +1,7 @@
+// Source dtype f16, two a word, low half first. Links common/half.wgsl.
+
+@group(0) @binding(1) var<storage, read> raw: array<u32>;
+
+fn source(i: u32) -> f32 {
+    return widen_f16(raw[i / 2u])[i % 2u];
+}

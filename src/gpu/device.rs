@@ -1,0 +1,163 @@
+//! An open device and its health.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::buffer::Memory;
+use super::choice::{self, DeviceChoice, DeviceInfo};
+use super::shader::Pipeline;
+use crate::error::{Error, Result};
+
+/// A device that has not answered for this long is given up.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// An open GPU: the one owner of a `wgpu::Device`.
+#[derive(Debug)]
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) limits: wgpu::Limits,
+    pub(super) memory: Arc<Memory>,
+    pub(super) uploaded: AtomicU64,
+    pub(super) dispatches: AtomicU64,
+    pub(super) submissions: AtomicU64,
+    pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    info: DeviceInfo,
+    /// The first failure that no error scope caught.
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl Gpu {
+    /// Opens the device that `choice` means, with all the limits it offers and no feature that a
+    /// kernel would need.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDevice`] if there is none, [`Error::Device`] if it cannot be opened.
+    pub fn open(choice: &DeviceChoice) -> Result<Self> {
+        let (info, adapter) = choice::pick(choice)?;
+        let limits = adapter.limits();
+        Self::open_adapter(info, &adapter, limits)
+    }
+
+    /// As [`Self::open`], with no more than the limits that every WebGPU device has: for tests of what
+    /// must work on the smallest device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_with_floor_limits(choice: &DeviceChoice) -> Result<Self> {
+        let (info, adapter) = choice::pick(choice)?;
+        Self::open_adapter(info, &adapter, wgpu::Limits::default())
+    }
+
+    fn open_adapter(info: DeviceInfo, adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("undertext"),
+            // Only for measuring.
+            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            required_limits: limits.clone(),
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|error| {
+            Error::Device { during: format!("opening {}", info.name), report: error.to_string() }
+        })?;
+        let failure = Arc::new(Mutex::new(None));
+        let note = |what: &'static str| {
+            let failure = Arc::clone(&failure);
+            move |report: String| {
+                let mut slot = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                slot.get_or_insert_with(|| format!("{what}: {report}"));
+            }
+        };
+        let uncaptured = note("uncaptured error");
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured(error.to_string())));
+        let lost = note("device lost");
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lost(message);
+            }
+        });
+        Ok(Self {
+            device,
+            queue,
+            limits,
+            memory: Arc::default(),
+            uploaded: AtomicU64::new(0),
+            dispatches: AtomicU64::new(0),
+            submissions: AtomicU64::new(0),
+            pipelines: Mutex::default(),
+            info,
+            failure,
+        })
+    }
+
+    /// What this device is.
+    #[must_use]
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// Largest buffer in bytes that a kernel can see.
+    #[must_use]
+    pub fn max_binding_bytes(&self) -> u64 {
+        self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size)
+    }
+
+    /// Bytes uploaded so far.
+    #[must_use]
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.uploaded.load(Ordering::Relaxed)
+    }
+
+    /// Kernel launches so far.
+    #[must_use]
+    pub fn dispatches(&self) -> u64 {
+        self.dispatches.load(Ordering::Relaxed)
+    }
+
+    /// Command buffers handed over so far.
+    #[must_use]
+    pub fn submissions(&self) -> u64 {
+        self.submissions.load(Ordering::Relaxed)
+    }
+
+    /// Most device memory held at one time, in bytes, by our own accounting.
+    #[must_use]
+    pub fn peak_bytes(&self) -> u64 {
+        self.memory.peak()
+    }
+
+    /// Waits until everything submitted so far is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if the device does not answer, is lost, or reported a failure since it was opened.
+    pub fn wait(&self, during: &str) -> Result<()> {
+        let poll = wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) };
+        let failed = |report: String| Error::Device { during: during.to_owned(), report };
+        self.device.poll(poll).map_err(|error| failed(error.to_string()))?;
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.clone().map_or(Ok(()), |report| Err(failed(report)))
+    }
+
+    /// Runs `create` inside error scopes, so that its failure is a typed error and not a panic.
+    pub(super) fn guarded<T>(&self, what: &str, bytes: u64, create: impl FnOnce() -> T) -> Result<T> {
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let created = create();
+        let internal = pollster::block_on(internal.pop());
+        let validation = pollster::block_on(validation.pop());
+        if let Some(error) = pollster::block_on(memory.pop()) {
+            let report = error.to_string();
+            return Err(Error::OutOfMemory { what: what.to_owned(), bytes, report });
+        }
+        match internal.or(validation) {
+            Some(error) => Err(Error::Device { during: what.to_owned(), report: error.to_string() }),
+            None => Ok(created),
+        }
+    }
+}

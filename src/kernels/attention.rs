@@ -1,0 +1,262 @@
+//! Causal attention with grouped KV heads over a paged cache (arXiv 1706.03762, 2305.13245).
+
+use std::sync::Arc;
+
+use super::case::{ULP, exp_error, noise, rounding, unwritten};
+use super::link::{file, params, plain};
+use super::pack::small;
+use super::rope::Heads;
+use super::{Case, Kernel, Output, Prepared, Want, Work};
+use crate::error::Result;
+use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
+
+const WG: u32 = 64;
+
+/// Head widths that tests compile; a model's own is compiled at load.
+const WIDTHS: [usize; 5] = [8, 24, 64, 128, 256];
+
+params!(Params { t: u32, heads: u32, kv_heads: u32, scale: f32 });
+
+pub(super) const PREFILL: Kernel = Kernel {
+    name: "attention_prefill",
+    sources: || WIDTHS.map(|width| prefill_source(width, 16)).to_vec(),
+    params: Params::layout,
+    cases: || cases("attention_prefill", false),
+};
+pub(super) const DECODE: Kernel = Kernel {
+    name: "attention_decode",
+    sources: || WIDTHS.map(|width| decode_source(width, 16)).to_vec(),
+    params: Params::layout,
+    cases: || cases("attention_decode", true),
+};
+
+fn prefill_source(width: usize, page: usize) -> Source {
+    let mut source = plain(format!("attention_prefill/e={width}"), file!("attention_prefill.wgsl"));
+    source.consts.push(("QUADS", small(width / 4)));
+    source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
+    source
+}
+
+fn decode_source(width: usize, page: usize) -> Source {
+    let mut source = plain(format!("attention_decode/e={width}"), file!("attention_decode.wgsl"));
+    source.consts.push(("QUADS", small(width / 4)));
+    source.overrides.push(("PAGE", page as f64));
+    source.with_reduce(WG, WG)
+}
+
+/// A launch's operands.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// `[t, h, e]` f32, turned.
+    pub q: &'a Buffer,
+    /// `[slots, g, e]` f32.
+    pub cache_k: &'a Buffer,
+    /// `[slots, g, e]` f32.
+    pub cache_v: &'a Buffer,
+    /// Pages of every sequence, u32.
+    pub table: &'a Buffer,
+    /// `[t]` of four u32: position, slot, first table entry, unused.
+    pub places: &'a Buffer,
+    /// `[t, h, e]` f32, overwritten.
+    pub out: &'a Buffer,
+    /// Tokens.
+    pub t: usize,
+    /// The heads.
+    pub heads: Heads,
+}
+
+impl Operands<'_> {
+    fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, x: usize) {
+        let Self { q, cache_k, cache_v, table, places, out, t, heads } = self;
+        let scale = 1.0 / (heads.width as f32).sqrt();
+        let params = Params { t: small(t), heads: small(heads.queries), kv_heads: small(heads.kv), scale };
+        let buffers = [
+            ("q", q),
+            ("cache_k", cache_k),
+            ("cache_v", cache_v),
+            ("table", table),
+            ("places", places),
+            ("out", out),
+        ];
+        commands.dispatch(pipeline, &params, &buffers, Grid::plane(x, heads.queries));
+    }
+}
+
+/// Attention of many tokens a sequence.
+#[derive(Clone, Debug)]
+pub struct AttentionPrefill {
+    pipeline: Arc<Pipeline>,
+}
+
+impl AttentionPrefill {
+    /// Compiles the kernel for heads of `width` and pages of `page` tokens.
+    ///
+    /// # Errors
+    ///
+    /// If the shader does not compile.
+    pub fn new(gpu: &Gpu, width: usize, page: usize) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&prefill_source(width, page))? })
+    }
+
+    /// Records one launch.
+    pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
+        operands.record(commands, &self.pipeline, operands.t.div_ceil(WG as usize));
+    }
+}
+
+/// Attention of one new token a sequence.
+#[derive(Clone, Debug)]
+pub struct AttentionDecode {
+    pipeline: Arc<Pipeline>,
+}
+
+impl AttentionDecode {
+    /// Compiles the kernel for heads of `width` (at most 256) and pages of `page` tokens.
+    ///
+    /// # Errors
+    ///
+    /// If the shader does not compile.
+    pub fn new(gpu: &Gpu, width: usize, page: usize) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&decode_source(width, page))? })
+    }
+
+    /// Records one launch.
+    pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
+        operands.record(commands, &self.pipeline, operands.t);
+    }
+}
+
+fn cases(kernel: &'static str, decode: bool) -> Vec<Case> {
+    // Tokens in the cache of each sequence; all of them are queries in prefill, the last in decode.
+    let lengths: [&[usize]; 4] = [&[1], &[5, 17, 1], &[70, 3, 129], &[33, 64]];
+    let heads = [(1, 1, 8), (4, 2, 24), (6, 3, 64), (2, 1, 256)];
+    let mut cases = Vec::new();
+    for (lengths, (queries, kv, width)) in lengths.into_iter().zip(heads) {
+        cases.push(case(kernel, lengths.to_vec(), Heads { queries, kv, width }, decode, false));
+    }
+    let timed = if decode { vec![500; 8] } else { vec![256] };
+    cases.push(case(kernel, timed, Heads { queries: 16, kv: 8, width: 64 }, decode, true));
+    cases
+}
+
+fn case(kernel: &str, lengths: Vec<usize>, heads: Heads, decode: bool, timed: bool) -> Case {
+    let pairs: usize = lengths.iter().map(|n| if decode { *n } else { n * (n + 1) / 2 }).sum();
+    let Heads { queries, kv, width } = heads;
+    Case {
+        name: format!("{kernel}/ lengths={lengths:?} h={queries} g={kv} e={width}"),
+        work: Work::Flops((4 * pairs * queries * width) as u64),
+        timed,
+        prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, decode)),
+    }
+}
+
+/// A small page makes block tables matter.
+const PAGE: usize = 4;
+
+fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<Prepared> {
+    // Pages of the sequences interleaved and in reverse.
+    let pages: usize = lengths.iter().map(|n| n.div_ceil(PAGE)).sum();
+    let mut free: Vec<u32> = (0..pages).map(small).collect();
+    let (mut table, mut places) = (Vec::new(), Vec::new());
+    for length in lengths {
+        let first = table.len();
+        for page in 0..length.div_ceil(PAGE) {
+            table.push(free.swap_remove(page * 7 % free.len()));
+        }
+        let positions = if decode { length - 1..*length } else { 0..*length };
+        places.extend(positions.map(|position| [small(position), 0, small(first), 0]));
+    }
+    let t = places.len();
+    let Heads { queries, kv, width } = heads;
+    // Peaky: the largest scores are near 10.
+    let q: Vec<f32> = noise(51, t * queries * width).iter().map(|x| 2.5 * x).collect();
+    let cache_k = noise(52, pages * PAGE * kv * width);
+    let cache_v = noise(53, pages * PAGE * kv * width);
+    let q_buffer = gpu.upload("q", &q)?;
+    let k_buffer = gpu.upload("cache_k", &cache_k)?;
+    let v_buffer = gpu.upload("cache_v", &cache_v)?;
+    let table_buffer = gpu.upload("table", &table)?;
+    let places_buffer = gpu.upload("places", &places)?;
+    let out = unwritten(gpu, "out", t * queries * width)?;
+
+    let want = move || {
+        let slot =
+            |place: &[u32; 4], p: usize| table[place[2] as usize + p / PAGE] as usize * PAGE + p % PAGE;
+        let mut want = Vec::new();
+        for (index, query) in q.chunks(width).enumerate() {
+            let (place, kv_head) = (&places[index / queries], index % queries / (queries / kv));
+            let rows: Vec<_> =
+                (0..=place[0] as usize).map(|p| (slot(place, p) * kv + kv_head) * width).collect();
+            want.extend(reference(query, &cache_k, &cache_v, &rows));
+        }
+        want
+    };
+    let outputs = vec![Output { name: "out", buffer: out.clone(), want: Box::new(want) }];
+    let prefill = AttentionPrefill::new(gpu, width, PAGE)?;
+    let decoder = AttentionDecode::new(gpu, width, PAGE)?;
+    let record = move |commands: &mut Commands| {
+        let operands = Operands {
+            q: &q_buffer,
+            cache_k: &k_buffer,
+            cache_v: &v_buffer,
+            table: &table_buffer,
+            places: &places_buffer,
+            out: &out,
+            t,
+            heads,
+        };
+        if decode { decoder.record(commands, operands) } else { prefill.record(commands, operands) }
+    };
+    Ok(Prepared { record: Box::new(record), outputs })
+}
+
+/// The f64 twin: one query against the keys and values that start at `rows` of the cache.
+///
+/// The bound follows a value's way. A score `s_j` passes the scaling of q, products and sums over the
+/// quads of a head and the sum of four: `error_j = rounding(2 + e/4 + 4) sum|q k|`. The device's own
+/// maximum cancels in the quotient, so each weight `exp(s_j - top)` is off by `error_j`, by its own
+/// exp, and by an exp and a product for every later rise of the maximum; the exponents of those add up
+/// to no more than the spread of the scores. Summing n weights and n products adds n roundings to
+/// each sum, the division 2.5 ulp.
+fn reference(query: &[f32], keys: &[f32], values: &[f32], rows: &[usize]) -> Vec<Want> {
+    let width = query.len();
+    let scale = 1.0 / (width as f64).sqrt();
+    let scores: Vec<(f64, f64)> = rows
+        .iter()
+        .map(|row| {
+            let products =
+                query.iter().zip(&keys[*row..]).map(|(q, k)| f64::from(*q) * f64::from(*k) * scale);
+            let (sum, magnitude) = products.fold((0.0, 0.0), |(s, m), p: f64| (s + p, m + p.abs()));
+            (sum, rounding(2 + width / 4 + 4) * magnitude)
+        })
+        .collect();
+    let top = scores.iter().fold(f64::MIN, |top, (s, _)| top.max(*s));
+    let low = scores.iter().fold(f64::MAX, |low, (s, _)| low.min(*s));
+    let mut rises = 0;
+    let mut running = f64::MIN;
+    for (s, error) in &scores {
+        rises += usize::from(*s + 2.0 * error >= running);
+        running = running.max(*s);
+    }
+    let n = rows.len() as f64;
+    let weights: Vec<(f64, f64)> = scores
+        .iter()
+        .map(|(s, error)| {
+            let shrinks = exp_error(top - low) + rises as f64 * 4.0 * ULP;
+            ((s - top).exp(), error + exp_error(s - top) + shrinks)
+        })
+        .collect();
+    let total: f64 = weights.iter().map(|(w, _)| w).sum();
+    let total_error = weights.iter().map(|(w, e)| w * e).sum::<f64>() / total + (n + 2.5) * ULP;
+    (0..width)
+        .map(|i| {
+            let (mut sum, mut bound) = (0.0, 0.0);
+            for ((weight, error), row) in weights.iter().zip(rows) {
+                let product = weight / total * f64::from(values[row + i]);
+                sum += product;
+                bound += product.abs() * (error + (n + 1.0) * ULP);
+            }
+            Want::Near { value: sum, bound: bound + sum.abs() * total_error }
+        })
+        .collect()
+}

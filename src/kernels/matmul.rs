@@ -1,0 +1,213 @@
+//! Dequantize and multiply, many rows of x: `y = x W^T (+ bias)`.
+
+use std::sync::Arc;
+
+use super::case::{noise, rounding, unwritten};
+use super::link::{file, params, plain};
+use super::pack::{Packer, awkward_weights, small, stored};
+use super::{Case, Kernel, Matrix, Output, Prepared, Want, Work};
+use crate::error::Result;
+use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
+use crate::quant::{self, Scheme};
+
+/// Columns and rows of y that a workgroup computes; `matmul.wgsl` has the factors.
+const TILE_N: usize = 64;
+const TILE_T: usize = 32;
+
+params!(
+    /// Shared with `matvec.wgsl`.
+    Params { t: u32, n: u32, k: u32, first_row: u32 }
+);
+
+pub(super) const KERNEL: Kernel =
+    Kernel { name: "matmul", sources: || forms(source), params: Params::layout, cases };
+
+/// Every scheme, with and without bias.
+pub(super) fn forms(source: fn(Scheme, bool) -> Source) -> Vec<Source> {
+    Scheme::ALL.into_iter().flat_map(|scheme| [false, true].map(|bias| source(scheme, bias))).collect()
+}
+
+fn source(scheme: Scheme, bias: bool) -> Source {
+    let name = format!("matmul/{scheme}{}", if bias { "+bias" } else { "" });
+    let mut source = plain(name, file!("matmul.wgsl")).with_format(scheme);
+    source.overrides.push(("BIAS", f64::from(u8::from(bias))));
+    source
+}
+
+/// `y = x W^T (+ bias)` for many rows of x.
+#[derive(Clone, Debug)]
+pub struct Matmul {
+    pipeline: Arc<Pipeline>,
+}
+
+/// A launch's operands besides the matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// `[t, k]` f32.
+    pub x: &'a Buffer,
+    /// `[n]` f32, if the kernel was made with a bias.
+    pub bias: Option<&'a Buffer>,
+    /// `[t, n]` f32, overwritten.
+    pub y: &'a Buffer,
+    /// Rows of x.
+    pub t: usize,
+    /// First row of the matrix to use.
+    pub first_row: usize,
+    /// Rows of the matrix to use: columns of y.
+    pub n: usize,
+}
+
+impl Operands<'_> {
+    /// Records the launch of `pipeline`, matmul or matvec.
+    pub(super) fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, w: &Matrix, grid: Grid) {
+        assert!(self.first_row + self.n <= w.n, "rows {}+{} of {}", self.first_row, self.n, w.n);
+        let params =
+            Params { t: small(self.t), n: small(self.n), k: small(w.k), first_row: small(self.first_row) };
+        commands.dispatch(
+            pipeline,
+            &params,
+            &[
+                ("weights", &w.weights),
+                ("scales", &w.scales),
+                ("x", self.x),
+                // Declared in any case, read only where the kernel was made with a bias.
+                ("bias", self.bias.unwrap_or(&w.scales)),
+                ("y", self.y),
+            ],
+            grid,
+        );
+    }
+}
+
+impl Matmul {
+    /// Compiles the kernel.
+    ///
+    /// # Errors
+    ///
+    /// If the shader does not compile.
+    pub fn new(gpu: &Gpu, scheme: Scheme, bias: bool) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&source(scheme, bias))? })
+    }
+
+    /// Records one launch. `w` must be in the scheme that the kernel was made for.
+    pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
+        let grid = Grid::plane(operands.n.div_ceil(TILE_N), operands.t.div_ceil(TILE_T));
+        operands.record(commands, &self.pipeline, w, grid);
+    }
+}
+
+fn cases() -> Vec<Case> {
+    // A value passes the dequantizing product, the dot product of a quad and the sum of two of them.
+    shapes(
+        "matmul",
+        |gpu, problem| {
+            problem.prepare(gpu, problem.k / 8, |gpu, scheme, bias, _| {
+                let kernel = Matmul::new(gpu, scheme, bias)?;
+                Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
+            })
+        },
+        &[(1, 1, 8), (33, 65, 72), (8, 4, 256), (70, 31, 136), (31, 130, 1000)],
+        (128, 512, 512),
+    )
+}
+
+/// How a wrapper records one launch.
+pub(super) type Record = Box<dyn Fn(&mut Commands, &Matrix, Operands<'_>)>;
+
+/// `y = x W^T (+ bias)` with rows `1..` of the matrix left out where there is a bias.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Problem {
+    scheme: Scheme,
+    bias: bool,
+    t: usize,
+    n: usize,
+    pub(super) k: usize,
+}
+
+/// One case for each format and shape, and a timed one for each format.
+pub(super) fn shapes(
+    kernel: &str,
+    prepare: fn(&Gpu, Problem) -> Result<Prepared>,
+    ragged: &[(usize, usize, usize)],
+    large: (usize, usize, usize),
+) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for scheme in Scheme::ALL {
+        let shapes = ragged.iter().map(|shape| (*shape, false)).chain([(large, true)]);
+        for (index, ((t, n, k), timed)) in shapes.enumerate() {
+            let bias = index % 2 == 1;
+            let problem = Problem { scheme, bias, t, n, k };
+            cases.push(Case {
+                name: format!("{kernel}/{scheme}{} t={t} n={n} k={k}", if bias { "+bias" } else { "" }),
+                // One new token is bound by reading W once.
+                work: if t > 1 {
+                    Work::Flops((2 * t * n * k) as u64)
+                } else {
+                    Work::Bytes((n * k * scheme.bits() as usize / 8) as u64)
+                },
+                timed,
+                prepare: Box::new(move |gpu| prepare(gpu, problem)),
+            });
+        }
+    }
+    cases
+}
+
+impl Problem {
+    /// `sums` is the number of additions in the longest chain after the products of an eight.
+    pub(super) fn prepare(
+        self,
+        gpu: &Gpu,
+        sums: usize,
+        wrapper: fn(&Gpu, Scheme, bool, usize) -> Result<Record>,
+    ) -> Result<Prepared> {
+        let Self { scheme, bias, t, n, k } = self;
+        // With a bias, also try a launch that starts inside the matrix.
+        let first_row = usize::from(bias);
+        let rows = n + first_row;
+        let dtype = if scheme.is_full() { scheme } else { Scheme::F16 };
+        let bytes = stored(dtype, &awkward_weights(3, rows, k));
+        let w = Packer::new(gpu, scheme, dtype)?.pack(gpu, "w", &bytes, rows, k)?;
+        let x = noise(5, t * k);
+        let biases = noise(6, n);
+        let x_buffer = gpu.upload("x", &x)?;
+        let bias_buffer = gpu.upload("bias", &biases)?;
+        let y = unwritten(gpu, "y", t * n)?;
+
+        let seen = bytemuck::pod_collect_to_vec(&bytes);
+        let full = quant::Packed { scheme: dtype, rows, cols: k, words: seen, scales: vec![] };
+        let want = move || {
+            let seen = quant::decode(&full);
+            let seen = quant::decode(&quant::encode(scheme, &seen, rows, k));
+            let bound = rounding(1 + 4 + 1 + sums + usize::from(bias));
+            let biases = biases.iter().map(|b| if bias { f64::from(*b) } else { 0.0 });
+            let biases: Vec<_> = biases.collect();
+            reference(&seen[first_row * k..], &x, &biases, k)
+                .into_iter()
+                .map(|(value, magnitude)| Want::Near { value, bound: bound * magnitude })
+                .collect()
+        };
+        let kernel = wrapper(gpu, scheme, bias, k)?;
+        let outputs = vec![Output { name: "y", buffer: y.clone(), want: Box::new(want) }];
+        let record = move |commands: &mut Commands| {
+            let bias = bias.then_some(&bias_buffer);
+            kernel(commands, &w, Operands { x: &x_buffer, bias, y: &y, t, first_row, n });
+        };
+        Ok(Prepared { record: Box::new(record), outputs })
+    }
+}
+
+/// The f64 twin: `[t, n]` values of `x W^T + bias`, each with the sum of the magnitudes in it.
+///
+/// `w` is `[n, k]` as the device sees it (decoded), `x` is `[t, k]`.
+pub(super) fn reference(w: &[f32], x: &[f32], bias: &[f64], k: usize) -> Vec<(f64, f64)> {
+    let mut values = Vec::with_capacity(x.len() / k * bias.len());
+    for token in x.chunks(k) {
+        for (row, bias) in w.chunks(k).zip(bias) {
+            let products = row.iter().zip(token).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let (sum, magnitude) = products.fold((0.0, 0.0), |(s, m), p: f64| (s + p, m + p.abs()));
+            values.push((sum + bias, magnitude + bias.abs()));
+        }
+    }
+    values
+}

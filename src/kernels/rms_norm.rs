@@ -1,0 +1,168 @@
+//! Residual add and RMS norm: `h += delta; y = h / sqrt(mean(h^2) + eps) * gain` (arXiv 1910.07467).
+
+use std::sync::Arc;
+
+use super::case::{ULP, noise, unwritten};
+use super::link::{file, params, plain};
+use super::pack::small;
+use super::{Case, Kernel, Output, Prepared, Want, Work};
+use crate::error::Result;
+use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
+
+const WG: u32 = 64;
+
+params!(Params { rows: u32, d: u32, eps: f32, unused: u32 });
+
+pub(super) const KERNEL: Kernel =
+    Kernel { name: "rms_norm", sources: || FORMS.map(source).to_vec(), params: Params::layout, cases };
+
+/// What besides the norm a launch does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RmsNormForm {
+    /// Only the norm.
+    Plain,
+    /// Adds `delta` to the residual stream first, in place.
+    Add,
+    /// As `Add` for chosen rows only, leaving the residual stream as it was.
+    AddGather,
+}
+
+const FORMS: [RmsNormForm; 3] = [RmsNormForm::Plain, RmsNormForm::Add, RmsNormForm::AddGather];
+
+fn source(form: RmsNormForm) -> Source {
+    let mut source =
+        plain(format!("rms_norm/{form:?}"), file!("rms_norm.wgsl")).with_index().with_reduce(WG, WG);
+    let flag = |on: bool| f64::from(u8::from(on));
+    source.overrides.push(("ADD", flag(form != RmsNormForm::Plain)));
+    source.overrides.push(("GATHER", flag(form == RmsNormForm::AddGather)));
+    source
+}
+
+/// The kernel in one form.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    form: RmsNormForm,
+    pipeline: Arc<Pipeline>,
+}
+
+/// A launch's operands.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// The residual stream, `[t, d]` f32.
+    pub h: &'a Buffer,
+    /// `[t, d]` f32; not used by the plain form.
+    pub delta: &'a Buffer,
+    /// `[m]` u32, rows of `h`; used by the gathering form.
+    pub rows: Option<&'a Buffer>,
+    /// `[d]` f32.
+    pub gain: &'a Buffer,
+    /// `[m, d]` f32, overwritten; `m = t` unless gathered.
+    pub y: &'a Buffer,
+    /// m.
+    pub count: usize,
+    /// Width, a multiple of 4.
+    pub d: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl RmsNorm {
+    /// Compiles the kernel.
+    ///
+    /// # Errors
+    ///
+    /// If the shader does not compile.
+    pub fn new(gpu: &Gpu, form: RmsNormForm) -> Result<Self> {
+        Ok(Self { form, pipeline: gpu.pipeline(&source(form))? })
+    }
+
+    /// Records one launch.
+    pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
+        let Operands { h, delta, rows, gain, y, count, d, eps } = operands;
+        assert_eq!(rows.is_some(), self.form == RmsNormForm::AddGather, "rows are for the gathering form");
+        let params = Params { rows: small(count), d: small(d), eps, unused: 0 };
+        // `delta` and `rows` are declared in any case and read only in their forms.
+        let delta = if self.form == RmsNormForm::Plain { gain } else { delta };
+        let buffers = [("h", h), ("delta", delta), ("rows", rows.unwrap_or(gain)), ("gain", gain), ("y", y)];
+        commands.dispatch(&self.pipeline, &params, &buffers, Grid::flat(count));
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for form in FORMS {
+        for (t, d, timed) in
+            [(1, 8, false), (3, 72, false), (70, 256, false), (5, 1000, false), (256, 1024, true)]
+        {
+            cases.push(Case {
+                name: format!("rms_norm/{form:?} t={t} d={d}"),
+                work: Work::Bytes((4 * 4 * t * d) as u64),
+                timed,
+                prepare: Box::new(move |gpu| prepare(gpu, form, t, d)),
+            });
+        }
+    }
+    cases
+}
+
+fn prepare(gpu: &Gpu, form: RmsNormForm, t: usize, d: usize) -> Result<Prepared> {
+    let h = noise(11, t * d);
+    let delta = noise(12, t * d);
+    let gain = noise(13, d);
+    let eps = 1e-5;
+    // Backwards, and not all of them.
+    let gathered = form == RmsNormForm::AddGather;
+    let rows: Vec<u32> = (0..t).rev().step_by(if gathered { 2 } else { 1 }).map(small).collect();
+    let count = rows.len();
+    let h_buffer = gpu.upload("h", &h)?;
+    let delta_buffer = gpu.upload("delta", &delta)?;
+    let rows_buffer = gpu.upload("rows", &rows)?;
+    let gain_buffer = gpu.upload("gain", &gain)?;
+    let y = unwritten(gpu, "y", count * d)?;
+
+    let mut outputs = Vec::new();
+    let added: Vec<f32> = if form == RmsNormForm::Plain {
+        h.clone()
+    } else {
+        h.iter().zip(&delta).map(|(h, delta)| h + delta).collect()
+    };
+    // The stream after the launch: the sum, rounded once, or as it was.
+    let stream = if form == RmsNormForm::Add { added.clone() } else { h };
+    let near_stream = move || {
+        let near = |value: &f32| Want::Near { value: f64::from(*value), bound: ULP * f64::from(value.abs()) };
+        stream.iter().map(near).collect()
+    };
+    outputs.push(Output { name: "h", buffer: h_buffer.clone(), want: Box::new(near_stream) });
+    let wanted_rows: Vec<usize> =
+        if gathered { rows.iter().map(|row| *row as usize).collect() } else { (0..t).collect() };
+    let want = move || {
+        let values = reference(&added, &gain, f64::from(eps), d, &wanted_rows);
+        // The sum of squares: a quad's dot product, the lane's running sum, the tree. Half of its
+        // relative error, of the division's and of the sum's with eps passes the root, which adds
+        // 2 ulp; the residual add and two products follow.
+        let depth = 4 + (d / 4).div_ceil(WG as usize) + WG.ilog2() as usize;
+        let relative = (0.5 * (depth as f64 + 2.5 + 1.0) + 2.0 + 1.0 + 2.0) * ULP;
+        values.into_iter().map(|value| Want::Near { value, bound: relative * value.abs() }).collect()
+    };
+    outputs.push(Output { name: "y", buffer: y.clone(), want: Box::new(want) });
+
+    let kernel = RmsNorm::new(gpu, form)?;
+    let record = move |commands: &mut Commands| {
+        let rows = gathered.then_some(&rows_buffer);
+        let (h, delta, gain, y) = (&h_buffer, &delta_buffer, &gain_buffer, &y);
+        kernel.record(commands, Operands { h, delta, rows, gain, y, count, d, eps });
+    };
+    Ok(Prepared { record: Box::new(record), outputs })
+}
+
+/// The f64 twin: the norm of the given rows of `h`, `[rows, d]`.
+fn reference(h: &[f32], gain: &[f32], eps: f64, d: usize, rows: &[usize]) -> Vec<f64> {
+    let mut values = Vec::with_capacity(rows.len() * d);
+    for row in rows {
+        let row = &h[row * d..][..d];
+        let squares: f64 = row.iter().map(|h| f64::from(*h) * f64::from(*h)).sum();
+        let factor = 1.0 / (squares / d as f64 + eps).sqrt();
+        values.extend(row.iter().zip(gain).map(|(h, gain)| f64::from(*h) * factor * f64::from(*gain)));
+    }
+    values
+}
