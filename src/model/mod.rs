@@ -1,7 +1,9 @@
 //! The forward pass of a Llama-architecture model.
 
 mod forward;
+mod reference;
 mod rope;
 mod weights;
 
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};
+pub use reference::Reference;
