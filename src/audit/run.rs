@@ -1,0 +1,187 @@
+//! Opening everything, then asking one arm after the other.
+
+use super::findings::{ArmResult, Findings};
+use super::plan::{Model, Plan};
+use super::questions::Questions;
+use crate::checkpoint::{Checkpoint, Tokenizer};
+use crate::engine::{Engine, Finished, Options};
+use crate::error::{Error, Result};
+use crate::model::{Forward, PAGE, check_tensors, stored_scheme};
+use crate::quant::{Precision, Scheme};
+
+/// What the tasks ask of the model that answers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Whether the head is quantized too.
+    pub quantize_head: bool,
+    /// Tokens of the longest task: a cache smaller than this cannot answer it.
+    pub longest: usize,
+    /// Tokens of all tasks, each rounded up to whole pages: a cache larger than this is never filled.
+    pub all: usize,
+}
+
+impl Needs {
+    /// What `tasks` need.
+    #[must_use]
+    pub fn of(tasks: &[crate::engine::Task], quantize_head: bool) -> Self {
+        let paged = || tasks.iter().map(|task| task.cached().div_ceil(PAGE).saturating_mul(PAGE));
+        let longest = paged().max().unwrap_or(0).max(PAGE);
+        Self { quantize_head, longest, all: paged().fold(0, usize::saturating_add).max(longest) }
+    }
+}
+
+/// An arm about to be asked.
+#[derive(Clone, Copy, Debug)]
+pub struct ArmInfo<'a> {
+    /// The checkpoint.
+    pub model: &'a Model,
+    /// The precision.
+    pub precision: Precision,
+    /// The arm's number, from 0.
+    pub index: usize,
+    /// Arms in all.
+    pub total: usize,
+    /// Tasks that it will be asked.
+    pub tasks: usize,
+}
+
+/// Who is told how a run goes.
+pub trait Watch {
+    /// An arm's weights are about to be read.
+    fn arm(&mut self, arm: ArmInfo<'_>);
+
+    /// The arm has answered `done` of its tasks.
+    fn task(&mut self, done: usize);
+
+    /// An arm was measured. The findings hold it and all before it.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the run.
+    fn measured(&mut self, findings: &Findings) -> Result<()>;
+}
+
+/// Opens a checkpoint at a precision on some device.
+pub type Open<'a> = dyn FnMut(&Checkpoint, Precision, Needs) -> Result<Box<dyn Forward>> + 'a;
+
+/// Everything that is read before the first arm: checkpoints without their weights, tokenizers, questions.
+#[derive(Debug)]
+pub struct Audit {
+    plan: Plan,
+    /// As [`Plan::models`].
+    checkpoints: Vec<Checkpoint>,
+    /// Of each checkpoint's linear layers, as stored.
+    stored: Vec<Scheme>,
+    tokenizer: Tokenizer,
+    questions: Questions,
+}
+
+impl Audit {
+    /// Reads the data, opens every checkpoint, checks that all tensors are there with the right shapes, and that all
+    /// tokenizers say the same about the questions.
+    ///
+    /// # Errors
+    ///
+    /// If anything of that is missing, broken or not supported: no weight has been read by then.
+    pub fn open(plan: Plan) -> Result<Self> {
+        let checkpoints: Vec<_> =
+            plan.models.iter().map(|model| Checkpoint::open(&model.path)).collect::<Result<_>>()?;
+        checkpoints.iter().try_for_each(check_tensors)?;
+        let stored: Vec<_> = checkpoints.iter().map(stored_scheme).collect::<Result<_>>()?;
+        let tokenizers: Vec<_> = checkpoints
+            .iter()
+            .map(|checkpoint| match &plan.tokenizer {
+                Some(path) => Tokenizer::read(path, checkpoint.config().vocab_size),
+                None => checkpoint.tokenizer(),
+            })
+            .collect::<Result<_>>()?;
+        let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
+        let target = checkpoints[Plan::TARGET].config();
+        let build = |tokenizer: &Tokenizer| {
+            Questions::read(&plan.data, plan.limit, tokenizer, context, &target.eos)
+        };
+        let mut all = tokenizers.iter().map(build);
+        let questions = match all.next() {
+            Some(questions) => questions?,
+            None => build(&checkpoints[Plan::TARGET].tokenizer()?)?,
+        };
+        for (index, others) in all.enumerate() {
+            if others?.tasks() != questions.tasks() {
+                return Err(Error::TokenizersDiffer {
+                    path: plan.models[index + 1].path.clone(),
+                    target: plan.models[Plan::TARGET].path.clone(),
+                });
+            }
+        }
+        let tokenizer = tokenizers.into_iter().next();
+        let tokenizer = tokenizer.map_or_else(|| checkpoints[Plan::TARGET].tokenizer(), Ok)?;
+        Ok(Self { plan, checkpoints, stored, tokenizer, questions })
+    }
+
+    /// What the questions ask of a model.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        Needs::of(self.questions.tasks(), self.plan.quantize_head)
+    }
+
+    /// Asks every arm, one after the other, and scores its answers.
+    ///
+    /// What was measured is returned whether or not a later arm failed.
+    pub fn run(&self, open: &mut Open<'_>, watch: &mut dyn Watch) -> (Findings, Result<()>) {
+        let mut findings = Findings {
+            plan: self.plan.clone(),
+            arms: Vec::new(),
+            truncated: self.questions.truncated(),
+            stopped: None,
+        };
+        let models = self.plan.models.len();
+        let arms = (0..models).flat_map(|m| self.plan.precisions.iter().map(move |&p| (m, p)));
+        let total = models * self.plan.precisions.len();
+        for (index, (model, precision)) in arms.enumerate() {
+            watch.arm(ArmInfo {
+                model: &self.plan.models[model],
+                precision,
+                index,
+                total,
+                tasks: self.questions.tasks().len(),
+            });
+            let measured = self.ask(model, precision, open, watch).and_then(|arm| {
+                findings.arms.push(arm);
+                watch.measured(&findings)
+            });
+            if let Err(error) = measured {
+                findings.stopped = Some(error.to_string());
+                return (findings, Err(error));
+            }
+        }
+        (findings, Ok(()))
+    }
+
+    fn ask(
+        &self,
+        model: usize,
+        precision: Precision,
+        open: &mut Open<'_>,
+        watch: &mut dyn Watch,
+    ) -> Result<ArmResult> {
+        let forward = open(&self.checkpoints[model], precision, self.needs())?;
+        let name = format!("{}@{precision}", self.plan.models[model].name);
+        let mut engine = Engine::new(name, forward, Options::default());
+        let mut tell = |finished: Finished<'_>| {
+            watch.task(finished.done);
+            Ok(())
+        };
+        let observations = engine.run(self.questions.tasks(), &mut tell)?;
+        let scores = self.questions.measure(&self.tokenizer, &observations)?;
+        Ok(ArmResult {
+            model,
+            precision,
+            scheme: precision.scheme(self.stored[model]),
+            verbmem_forget: scores.verbmem_forget,
+            knowmem_forget: scores.knowmem_forget,
+            knowmem_retain: scores.knowmem_retain,
+            auc: scores.auc,
+            counters: engine.counters(),
+        })
+    }
+}
