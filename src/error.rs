@@ -121,6 +121,18 @@ pub enum Error {
         vocab: usize,
     },
 
+    /// Two checkpoints of one audit see the same text as different tokens.
+    #[error(
+        "the tokenizers of {} and {} encode the questions differently; checkpoints of one audit must share a tokenizer (--tokenizer names one for all)",
+        path.display(), target.display()
+    )]
+    TokenizersDiffer {
+        /// A checkpoint directory.
+        path: PathBuf,
+        /// The target's.
+        target: PathBuf,
+    },
+
     /// A value on the command line or in a plan cannot be used.
     #[error("{flag}: {found} cannot be used: {expected}")]
     Flag {
@@ -205,6 +217,17 @@ pub enum Error {
         limit: usize,
     },
 
+    /// An answer does not belong to its task: a bug of ours, or a run's store that belongs to other data.
+    #[error("task {task} was answered with {found}, expected {expected}")]
+    Observation {
+        /// Index of the task in its suite.
+        task: usize,
+        /// What kind of answer there is, and how long.
+        found: String,
+        /// What was asked for.
+        expected: String,
+    },
+
     /// A forward pass gave logits that are not finite.
     #[error("{model}: the logits of token {position} of task {task} are not finite")]
     LogitsNotFinite {
@@ -229,7 +252,8 @@ impl Error {
             | Self::TensorMissing { .. }
             | Self::TensorShape { .. }
             | Self::NotFinite { .. }
-            | Self::TokenId { .. } => 3,
+            | Self::TokenId { .. }
+            | Self::TokenizersDiffer { .. } => 3,
             Self::Flag { .. } => 2,
             Self::NoDevice { .. }
             | Self::DeviceLimit { .. }
@@ -237,7 +261,10 @@ impl Error {
             | Self::OutOfMemory { .. }
             | Self::Device { .. }
             | Self::Shader { .. } => 4,
-            Self::Write { .. } | Self::Shape { .. } | Self::LogitsNotFinite { .. } => 1,
+            Self::Write { .. }
+            | Self::Shape { .. }
+            | Self::Observation { .. }
+            | Self::LogitsNotFinite { .. } => 1,
         }
     }
 

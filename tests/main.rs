@@ -5,3 +5,4 @@ mod engine;
 mod metrics;
 mod quant;
 mod reference;
+mod suite;

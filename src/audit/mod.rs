@@ -10,4 +10,4 @@ mod run;
 
 pub use findings::{ArmResult, Findings, Metric, PrivLeak, Recovered, Reference};
 pub use plan::{Model, Plan, Request, Role};
-pub use run::{ArmInfo, Audit, Needs, Watch};
+pub use run::{ArmInfo, Audit, Needs, Open, Watch};

@@ -1,13 +1,14 @@
 //! Opening everything, then asking one arm after the other.
 
-use super::findings::{ArmResult, Findings};
+use super::findings::{ArmResult, Findings, Metric};
 use super::plan::{Model, Plan};
-use super::questions::Questions;
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Engine, Finished, Options};
 use crate::error::{Error, Result};
 use crate::model::{Forward, PAGE, check_tensors, stored_scheme};
 use crate::quant::{Precision, Scheme};
+use crate::suite::Muse;
+use crate::suite::muse::{self, Answers, Prepared};
 
 /// What the tasks ask of the model that answers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,7 @@ pub struct Audit {
     /// Of each checkpoint's linear layers, as stored.
     stored: Vec<Scheme>,
     tokenizer: Tokenizer,
-    questions: Questions,
+    questions: Prepared,
 }
 
 impl Audit {
@@ -84,37 +85,35 @@ impl Audit {
     ///
     /// If anything of that is missing, broken or not supported: no weight has been read by then.
     pub fn open(plan: Plan) -> Result<Self> {
+        let suite = Muse::read(&plan.data, plan.limit)?;
         let checkpoints: Vec<_> =
             plan.models.iter().map(|model| Checkpoint::open(&model.path)).collect::<Result<_>>()?;
         checkpoints.iter().try_for_each(check_tensors)?;
         let stored: Vec<_> = checkpoints.iter().map(stored_scheme).collect::<Result<_>>()?;
-        let tokenizers: Vec<_> = checkpoints
-            .iter()
-            .map(|checkpoint| match &plan.tokenizer {
-                Some(path) => Tokenizer::read(path, checkpoint.config().vocab_size),
-                None => checkpoint.tokenizer(),
-            })
-            .collect::<Result<_>>()?;
+
         let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
-        let target = checkpoints[Plan::TARGET].config();
-        let build = |tokenizer: &Tokenizer| {
-            Questions::read(&plan.data, plan.limit, tokenizer, context, &target.eos)
-        };
-        let mut all = tokenizers.iter().map(build);
-        let questions = match all.next() {
-            Some(questions) => questions?,
-            None => build(&checkpoints[Plan::TARGET].tokenizer()?)?,
-        };
-        for (index, others) in all.enumerate() {
-            if others?.tasks() != questions.tasks() {
-                return Err(Error::TokenizersDiffer {
-                    path: plan.models[index + 1].path.clone(),
-                    target: plan.models[Plan::TARGET].path.clone(),
-                });
+        let stop = checkpoints.first().map_or(&[][..], |target| &target.config().eos);
+        let mut first: Option<(Tokenizer, Prepared)> = None;
+        for (model, checkpoint) in plan.models.iter().zip(&checkpoints) {
+            let tokenizer = match &plan.tokenizer {
+                Some(path) => Tokenizer::read(path, checkpoint.config().vocab_size)?,
+                None => checkpoint.tokenizer()?,
+            };
+            let questions = suite.prepare(&tokenizer, context, stop)?;
+            match &first {
+                None => first = Some((tokenizer, questions)),
+                Some((_, theirs)) if *theirs == questions => {}
+                Some(_) => {
+                    let target = plan.models[Plan::TARGET].path.clone();
+                    return Err(Error::TokenizersDiffer { path: model.path.clone(), target });
+                }
             }
         }
-        let tokenizer = tokenizers.into_iter().next();
-        let tokenizer = tokenizer.map_or_else(|| checkpoints[Plan::TARGET].tokenizer(), Ok)?;
+        let (tokenizer, questions) = first.ok_or_else(|| Error::Flag {
+            flag: "--target",
+            found: "no directory".to_owned(),
+            expected: "a checkpoint directory".to_owned(),
+        })?;
         Ok(Self { plan, checkpoints, stored, tokenizer, questions })
     }
 
@@ -131,7 +130,7 @@ impl Audit {
         let mut findings = Findings {
             plan: self.plan.clone(),
             arms: Vec::new(),
-            truncated: self.questions.truncated(),
+            truncated: muse::Metric::ALL.into_iter().map(|metric| self.questions.truncated(metric)).sum(),
             stopped: None,
         };
         let models = self.plan.models.len();
@@ -172,15 +171,17 @@ impl Audit {
             Ok(())
         };
         let observations = engine.run(self.questions.tasks(), &mut tell)?;
-        let scores = self.questions.measure(&self.tokenizer, &observations)?;
+        let values = self.questions.measure(&self.tokenizer, &observations)?;
+        let mean = |answers: &Answers| Metric { value: answers.value(), n: answers.items.len() };
+        let texts = values.privleak.forget.len() + values.privleak.holdout.len();
         Ok(ArmResult {
             model,
             precision,
             scheme: precision.scheme(self.stored[model]),
-            verbmem_forget: scores.verbmem_forget,
-            knowmem_forget: scores.knowmem_forget,
-            knowmem_retain: scores.knowmem_retain,
-            auc: scores.auc,
+            verbmem_forget: mean(&values.verbmem_forget),
+            knowmem_forget: mean(&values.knowmem_forget),
+            knowmem_retain: mean(&values.knowmem_retain),
+            auc: Metric { value: values.privleak.auc(), n: texts },
             counters: engine.counters(),
         })
     }

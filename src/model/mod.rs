@@ -7,3 +7,4 @@ mod weights;
 
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};
 pub use reference::Reference;
+pub(crate) use weights::{check_tensors, stored_scheme};

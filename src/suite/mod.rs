@@ -1,1 +1,5 @@
 //! Suites: files to tasks, observations to metric values.
+
+pub mod muse;
+
+pub use muse::Muse;

@@ -1,0 +1,158 @@
+//! From text to tasks.
+
+use std::ops::Range;
+
+use super::{Example, Metric, Muse};
+use crate::checkpoint::Tokenizer;
+use crate::engine::{Ask, Task};
+use crate::error::{Error, Result};
+
+/// Tokens of a VerbMem answer, and of its truth.
+const VERBMEM_TOKENS: usize = 128;
+
+/// Tokens of a KnowMem answer.
+const KNOWMEM_TOKENS: usize = 32;
+
+/// A corpus as tasks for one tokenizer and context.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    tasks: Vec<Task>,
+    groups: Vec<Group>,
+}
+
+/// The consecutive tasks that one list of the corpus became.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Group {
+    pub(super) metric: Metric,
+    /// Which texts these are, for a metric that compares two sets.
+    pub(super) split: &'static str,
+    pub(super) tasks: Range<usize>,
+    /// What each answer should have been; empty where tasks are scored.
+    pub(super) truths: Vec<String>,
+    truncated: usize,
+}
+
+impl Muse {
+    /// Encodes the corpus for models of `context` tokens whose answers end at a `stop` token.
+    ///
+    /// # Errors
+    ///
+    /// If a text gives no token or one beyond the vocabulary, or if the context is too short for an answer.
+    pub fn prepare(&self, tokenizer: &Tokenizer, context: usize, stop: &[u32]) -> Result<Prepared> {
+        if context <= VERBMEM_TOKENS + 1 {
+            return Err(Error::Unsupported {
+                path: self.path.clone(),
+                what: "MUSE with a context of",
+                found: format!("{context} tokens"),
+                supported: format!("more than {}, which VerbMem's answers need", VERBMEM_TOKENS + 1),
+            });
+        }
+        let mut builder =
+            Builder { muse: self, tokenizer, context, stop, tasks: Vec::new(), groups: Vec::new() };
+        builder.generate(Metric::VerbmemForget, &self.verbmem_forget, VERBMEM_TOKENS, |truth| {
+            let ids = tokenizer.encode(truth)?;
+            tokenizer.decode_cleaned(&ids[..ids.len().min(VERBMEM_TOKENS)])
+        })?;
+        for (metric, examples) in
+            [(Metric::KnowmemForget, &self.knowmem_forget), (Metric::KnowmemRetain, &self.knowmem_retain)]
+        {
+            builder.generate(metric, examples, KNOWMEM_TOKENS, |truth| Ok(truth.to_owned()))?;
+        }
+        builder.score("forget", &self.privleak_forget)?;
+        builder.score("holdout", &self.privleak_holdout)?;
+        Ok(Prepared { tasks: builder.tasks, groups: builder.groups })
+    }
+}
+
+impl Prepared {
+    /// The tasks, by metric in the order of [`Metric::ALL`], then in the order of the files (for PrivLeak the
+    /// forget texts, then the holdout texts).
+    #[must_use]
+    pub fn tasks(&self) -> &[Task] {
+        &self.tasks
+    }
+
+    /// The metric that a task belongs to.
+    #[must_use]
+    pub fn metric(&self, task: usize) -> Option<Metric> {
+        self.groups.iter().find(|group| group.tasks.contains(&task)).map(|group| group.metric)
+    }
+
+    /// How many of a metric's tasks were cut to fit the context.
+    #[must_use]
+    pub fn truncated(&self, metric: Metric) -> usize {
+        self.groups.iter().filter(|group| group.metric == metric).map(|group| group.truncated).sum()
+    }
+
+    pub(super) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+}
+
+struct Builder<'a> {
+    muse: &'a Muse,
+    tokenizer: &'a Tokenizer,
+    context: usize,
+    stop: &'a [u32],
+    tasks: Vec<Task>,
+    groups: Vec<Group>,
+}
+
+impl Builder<'_> {
+    fn generate(
+        &mut self,
+        metric: Metric,
+        examples: &[Example],
+        max_new: usize,
+        truth: impl Fn(&str) -> Result<String>,
+    ) -> Result<()> {
+        let start = self.tasks.len();
+        let mut truncated = 0;
+        for (index, example) in examples.iter().enumerate() {
+            let mut tokens = self.encode(metric, index, &example.prompt)?;
+            truncated += usize::from(self.cut_left(&mut tokens, self.context - max_new));
+            self.tasks.push(Task { tokens, ask: Ask::Generate { max_new, stop: self.stop.to_vec() } });
+        }
+        let truths = examples.iter().map(|example| truth(&example.truth)).collect::<Result<_>>()?;
+        self.groups.push(Group { metric, split: "", tasks: start..self.tasks.len(), truths, truncated });
+        Ok(())
+    }
+
+    fn score(&mut self, split: &'static str, texts: &[String]) -> Result<()> {
+        let metric = Metric::Privleak;
+        let start = self.tasks.len();
+        let mut truncated = 0;
+        for (index, text) in texts.iter().enumerate() {
+            let mut tokens = self.encode(metric, index, text)?;
+            truncated += usize::from(tokens.len() > self.context);
+            tokens.truncate(self.context);
+            self.tasks.push(Task { tokens, ask: Ask::Score });
+        }
+        let tasks = start..self.tasks.len();
+        self.groups.push(Group { metric, split, tasks, truths: Vec::new(), truncated });
+        Ok(())
+    }
+
+    fn encode(&self, metric: Metric, index: usize, text: &str) -> Result<Vec<u32>> {
+        let tokens = self.tokenizer.encode(text)?;
+        if tokens.is_empty() {
+            return Err(Error::Malformed {
+                path: self.muse.path.clone(),
+                what: format!("{metric}, example {index}"),
+                found: "a text without any token".to_owned(),
+                expected: "at least one".to_owned(),
+            });
+        }
+        Ok(tokens)
+    }
+
+    /// Cuts a prompt to `most` tokens from the left, but not what the tokenizer put in front of it. Says whether it did.
+    fn cut_left(&self, tokens: &mut Vec<u32>, most: usize) -> bool {
+        let Some(excess @ 1..) = tokens.len().checked_sub(most) else { return false };
+        let front =
+            self.tokenizer.added().iter().zip(&*tokens).take_while(|(added, token)| added == token).count();
+        let front = front.min(most);
+        tokens.drain(front..front + excess);
+        true
+    }
+}
