@@ -152,7 +152,8 @@ impl Findings {
             };
             (Reference::Retrain, auc)
         });
-        let corpus = self.plan.corpus.map(|corpus| (Reference::Corpus, Measured::Value(corpus.reference_auc())));
+        let corpus =
+            self.plan.corpus.map(|corpus| (Reference::Corpus, Measured::Value(corpus.reference_auc())));
         let references: Vec<_> = retrain.into_iter().chain(corpus).collect();
         if references.is_empty() { vec![(Reference::Half, Measured::Value(0.5))] } else { references }
     }
@@ -160,9 +161,8 @@ impl Findings {
     /// Recovery of every measured unlearned arm below full precision, by model, then precision, then metric.
     #[must_use]
     pub fn recovery(&self) -> Vec<Recovered> {
-        let quantized = |arm: &&ArmResult| {
-            self.model(arm).role == Role::Unlearned && arm.precision != Precision::Full
-        };
+        let quantized =
+            |arm: &&ArmResult| self.model(arm).role == Role::Unlearned && arm.precision != Precision::Full;
         let arms = self.arms.iter().filter(quantized);
         arms.flat_map(|arm| RECOVERED.map(|(metric, field)| self.recovered(arm, metric, field))).collect()
     }

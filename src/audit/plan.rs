@@ -192,7 +192,8 @@ fn unique_names(paths: &[PathBuf]) -> Vec<String> {
     let mut taken = HashSet::new();
     let mut names = Vec::with_capacity(paths.len());
     for index in 0..paths.len() {
-        let clashes = |depth| (0..paths.len()).any(|other| other != index && name(other, depth) == name(index, depth));
+        let clashes =
+            |depth| (0..paths.len()).any(|other| other != index && name(other, depth) == name(index, depth));
         let depth = (1..=parts[index].len()).find(|&depth| !clashes(depth)).unwrap_or(1);
         let plain = name(index, depth);
         let mut unique = plain.clone();

@@ -123,16 +123,22 @@ impl Audit {
         Needs::of(self.questions.tasks(), self.plan.quantize_head)
     }
 
-    /// Asks every arm, one after the other, and scores its answers.
-    ///
-    /// What was measured is returned whether or not a later arm failed.
-    pub fn run(&self, open: &mut Open<'_>, watch: &mut dyn Watch) -> (Findings, Result<()>) {
-        let mut findings = Findings {
+    /// Findings without any arm.
+    #[must_use]
+    pub fn nothing_yet(&self) -> Findings {
+        Findings {
             plan: self.plan.clone(),
             arms: Vec::new(),
             truncated: muse::Metric::ALL.into_iter().map(|metric| self.questions.truncated(metric)).sum(),
             stopped: None,
-        };
+        }
+    }
+
+    /// Asks every arm, one after the other, and scores its answers.
+    ///
+    /// What was measured is returned whether or not a later arm failed.
+    pub fn run(&self, open: &mut Open<'_>, watch: &mut dyn Watch) -> (Findings, Result<()>) {
+        let mut findings = self.nothing_yet();
         let models = self.plan.models.len();
         let arms = (0..models).flat_map(|m| self.plan.precisions.iter().map(move |&p| (m, p)));
         let total = models * self.plan.precisions.len();
