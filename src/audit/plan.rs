@@ -185,17 +185,15 @@ fn unique_names(paths: &[PathBuf]) -> Vec<String> {
         parts.filter(|part| part != "/").collect()
     };
     let parts: Vec<_> = paths.iter().map(parts).collect();
-    let name = |index: usize, depth: usize| {
-        let parts = &parts[index];
-        parts[parts.len().saturating_sub(depth)..].join("/")
-    };
+    let last = |parts: &[String], depth: usize| parts[parts.len().saturating_sub(depth)..].join("/");
     let mut taken = HashSet::new();
     let mut names = Vec::with_capacity(paths.len());
-    for index in 0..paths.len() {
-        let clashes =
-            |depth| (0..paths.len()).any(|other| other != index && name(other, depth) == name(index, depth));
-        let depth = (1..=parts[index].len()).find(|&depth| !clashes(depth)).unwrap_or(1);
-        let plain = name(index, depth);
+    for (index, own) in parts.iter().enumerate() {
+        let differs = |&depth: &usize| {
+            let mut others = parts.iter().enumerate().filter(|(other, _)| *other != index);
+            others.all(|(_, other)| last(other, depth) != last(own, depth))
+        };
+        let plain = last(own, (1..=own.len()).find(differs).unwrap_or(1));
         let mut unique = plain.clone();
         let mut number = 2;
         while !taken.insert(unique.clone()) {

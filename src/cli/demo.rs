@@ -28,7 +28,7 @@ Every model answers the same questions as stored, in int8 and in int4. Does the 
 ";
 
 /// Unpacks the family and audits it.
-pub(super) fn run(args: DemoArgs) -> Result<()> {
+pub(super) fn run(args: &DemoArgs) -> Result<()> {
     let directory = tempfile::tempdir().map_err(Error::write(&std::env::temp_dir()))?;
     let (models, data) = (directory.path().join("models"), directory.path().join("data"));
     unpack(&MODELS, &models)?;
