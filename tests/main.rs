@@ -1,8 +1,12 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
+mod adapters;
 mod checkpoint;
 mod engine;
+mod kernels;
+mod llama;
 mod metrics;
 mod quant;
 mod reference;
+mod shaders;
 mod suite;

@@ -11,7 +11,7 @@ use undertext::model::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, 
 use undertext::quant::{self, Precision, Scheme};
 
 /// Grouped heads, a head width that is not `d / h`, llama3 scaling, biases, untied head.
-const CONFIG: &str = r#"{
+pub(crate) const CONFIG: &str = r#"{
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 48, "intermediate_size": 104,
     "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
     "vocab_size": 77, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
@@ -20,12 +20,12 @@ const CONFIG: &str = r#"{
     "hidden_act": "silu", "tie_word_embeddings": false, "attention_bias": true, "mlp_bias": false,
     "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"
 }"#;
-const VOCAB: usize = 77;
+pub(crate) const VOCAB: usize = 77;
 
-type Weights = Vec<(String, Vec<usize>, Vec<f32>)>;
+pub(crate) type Weights = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// Weights for [`CONFIG`], large enough that attention and gates are far from trivial.
-fn weights() -> Weights {
+pub(crate) fn weights() -> Weights {
     let (d, f, queries, keys) = (48, 104, 96, 32);
     let mut list = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCAB, d]),
@@ -72,7 +72,7 @@ fn write(dir: &Path, config: &str, weights: &Weights) {
 }
 
 /// A checkpoint in a directory that lives as long as it does.
-fn checkpoint(config: &str, weights: &Weights) -> (TempDir, Checkpoint) {
+pub(crate) fn checkpoint(config: &str, weights: &Weights) -> (TempDir, Checkpoint) {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), config, weights);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -83,12 +83,12 @@ fn reference(config: &str, weights: &Weights, precision: Precision, quantize_hea
     Reference::load(&checkpoint(config, weights).1, precision, quantize_head, 1024).unwrap()
 }
 
-fn tokens(seed: u32, count: usize) -> Vec<u32> {
+pub(crate) fn tokens(seed: u32, count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| (i * i * 31 + i * 7 + seed * 13) % VOCAB as u32).collect()
 }
 
 /// The whole text as one prefill batch, every row wanted, its pages scattered.
-fn whole(tokens: &[u32]) -> Batch {
+pub(crate) fn whole(tokens: &[u32]) -> Batch {
     let table: Vec<u32> = (0..tokens.len().div_ceil(PAGE) as u32).map(|page| (page * 7 + 3) % 64).collect();
     let place = |p: usize| {
         let slot = table[p / PAGE] * PAGE as u32 + (p % PAGE) as u32;
@@ -108,9 +108,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 /// A model that pretends to be smaller than it is.
-struct Small(Reference, Capacity);
+pub(crate) struct Small<F>(pub(crate) F, pub(crate) Capacity);
 
-impl Forward for Small {
+impl<F: Forward> Forward for Small<F> {
     fn capacity(&self) -> Capacity {
         self.1
     }
@@ -124,7 +124,7 @@ impl Forward for Small {
     }
 }
 
-fn tasks() -> Vec<Task> {
+pub(crate) fn tasks() -> Vec<Task> {
     let preamble = tokens(5, 3 * PAGE + 5);
     let mut tasks: Vec<_> = (0..6)
         .map(|i| Task {

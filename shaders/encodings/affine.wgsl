@@ -17,20 +17,13 @@ fn divide(x: f32) -> f32 {
         return 0.0;
     }
     let bits = bitcast<u32>(x);
-    let dividend = ((bits & 0x007fffffu) | 0x00800000u) << 8u;
-    let quotient = dividend / DIVISOR;
-    let remainder = dividend % DIVISOR;
-
+    let mantissa = (bits & 0x007fffffu) | 0x00800000u;
+    let quotient = (mantissa << 8u) / DIVISOR;
     let zeros = countLeadingZeros(quotient);
     let shift = 8u - zeros;
-    let kept = quotient >> shift;
-    let dropped = quotient & ((1u << shift) - 1u);
-    let half = 1u << (shift - 1u);
-    let odd = (kept & 1u) == 1u;
-    let up = dropped > half || (dropped == half && (remainder != 0u || odd));
-
+    let rounded = (quotient + (1u << (shift - 1u))) >> shift;
     let exponent = (bits >> 23u) - zeros + DOUBLINGS;
-    return bitcast<f32>((exponent << 23u) + (kept & 0x007fffffu) + select(0u, 1u, up));
+    return bitcast<f32>((exponent << 23u) + rounded - 0x00800000u);
 }
 
 // Twin: at_most.

@@ -15,16 +15,16 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 
-pub use attention::{AttentionDecode, AttentionPrefill};
+pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use case::{Case, Output, Prepared, Want, Work};
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
-pub use matmul::Matmul;
+pub use matmul::{Matmul, Operands as MatOperands};
 pub use matrix::Matrix;
 pub use matvec::Matvec;
 pub use pack::Packer;
-pub use rms_norm::{RmsNorm, RmsNormForm};
-pub use rope::Rope;
+pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
+pub use rope::{Heads, Operands as RopeOperands, Rope};
 pub use swiglu::Swiglu;
 
 use crate::gpu::Source;

@@ -1,10 +1,12 @@
 //! The forward pass of a Llama-architecture model.
 
 mod forward;
+mod llama;
 mod reference;
 mod rope;
 mod weights;
 
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};
+pub use llama::Llama;
 pub use reference::Reference;
 pub(crate) use weights::{check_tensors, stored_scheme};

@@ -1,0 +1,66 @@
+//! Every case of every kernel, on every adapter, against its f64 twin.
+
+use undertext::gpu::{Commands, Gpu};
+use undertext::kernels::{Case, Output, Want, registry};
+
+use crate::adapters;
+
+/// The worst word of an output, as a sentence; `None` if all are within their bounds.
+fn complaint(gpu: &Gpu, case: &Case, output: &Output) -> Option<String> {
+    let want = (output.want)();
+    assert!(!want.is_empty(), "{}: the twin of {} says nothing", case.name, output.name);
+    let got: Vec<u32> = gpu.read(&output.buffer, want.len()).unwrap();
+    let mut wrong = 0;
+    let mut worst = (f64::NEG_INFINITY, String::new());
+    for (index, (got, want)) in got.into_iter().zip(want).enumerate() {
+        let (excess, line) = match want {
+            Want::Exactly(bits) if got == bits => continue,
+            Want::Exactly(bits) => (f64::INFINITY, format!("got {got:#010x}, want {bits:#010x}")),
+            Want::Near { value, bound } => {
+                let error = (f64::from(f32::from_bits(got)) - value).abs();
+                if error <= bound {
+                    continue;
+                }
+                let got = f32::from_bits(got);
+                // NaN is worse than anything.
+                let excess = if error.is_nan() { f64::INFINITY } else { error / bound };
+                (excess, format!("got {got:e}, want {value:e}, error {error:e}, bound {bound:e}"))
+            }
+        };
+        wrong += 1;
+        if excess > worst.0 || worst.1.is_empty() {
+            worst = (excess, format!("[{index}] {line}"));
+        }
+    }
+    (wrong > 0).then(|| format!("{} {}: {wrong} wrong, worst {}", case.name, output.name, worst.1))
+}
+
+#[test]
+fn every_case_matches_its_twin_on_every_adapter() {
+    for gpu in adapters::all() {
+        let mut complaints = Vec::new();
+        for case in registry().into_iter().flat_map(|kernel| (kernel.cases)()) {
+            let prepared = (case.prepare)(gpu).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            let mut commands = Commands::new();
+            (prepared.record)(&mut commands);
+            commands.submit(gpu).unwrap();
+            complaints.extend(prepared.outputs.iter().filter_map(|output| complaint(gpu, &case, output)));
+        }
+        let count = complaints.len();
+        assert!(count == 0, "{}: {count} outputs:\n{}", adapters::name(gpu), complaints.join("\n"));
+    }
+}
+
+#[test]
+fn kernels_are_timed_where_the_device_has_a_clock() {
+    let case = registry().into_iter().flat_map(|kernel| (kernel.cases)()).find(|case| case.timed).unwrap();
+    for gpu in adapters::all() {
+        let prepared = (case.prepare)(gpu).unwrap();
+        let mut commands = Commands::new();
+        (prepared.record)(&mut commands);
+        let nanoseconds = commands.time(gpu).unwrap();
+        // A driver may give no sensible stamps; what it gives must be a plausible time.
+        assert!(nanoseconds.is_none_or(|ns| (100..60_000_000_000).contains(&ns)), "{nanoseconds:?}");
+        assert!(gpu.info().timestamps || nanoseconds.is_none());
+    }
+}
