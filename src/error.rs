@@ -206,17 +206,6 @@ pub enum Error {
         expected: String,
     },
 
-    /// A task's tokens do not fit into the cache, even alone.
-    #[error("task {task} needs a cache of {needed} tokens, the device has room for {limit}")]
-    CacheTooSmall {
-        /// Index of the task.
-        task: usize,
-        /// Tokens whose keys and values it needs at one time.
-        needed: usize,
-        /// Tokens that the cache can hold.
-        limit: usize,
-    },
-
     /// An answer does not belong to its task: a bug of ours, or a run's store that belongs to other data.
     #[error("task {task} was answered with {found}, expected {expected}")]
     Observation {
@@ -226,6 +215,17 @@ pub enum Error {
         found: String,
         /// What was asked for.
         expected: String,
+    },
+
+    /// A task's tokens do not fit into the cache, even alone.
+    #[error("task {task} needs a cache of {needed} tokens, the device has room for {limit}")]
+    CacheTooSmall {
+        /// Index of the task.
+        task: usize,
+        /// Tokens whose keys and values it needs at one time.
+        needed: usize,
+        /// Tokens that the cache can hold.
+        limit: usize,
     },
 
     /// A forward pass gave logits that are not finite.

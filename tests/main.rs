@@ -3,6 +3,7 @@
 mod adapters;
 mod checkpoint;
 mod engine;
+mod golden;
 mod kernels;
 mod llama;
 mod metrics;

@@ -1,5 +1,7 @@
 //! The MUSE suite: files to prompts and tasks, answers to scores.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -18,7 +20,7 @@ const QUESTION: u32 = 5;
 const ANSWER: u32 = 6;
 /// The word `w<n>` is token `WORDS + n`.
 const WORDS: u32 = 10;
-const VOCAB: usize = 400;
+const VOCAB: u32 = 400;
 
 /// A word-level tokenizer whose text is the concatenation of its tokens, white space included, so that a prompt can be
 /// checked to the character.
@@ -29,7 +31,7 @@ fn tokenizer(adds_bos: bool) -> Tokenizer {
     {
         vocab.insert((*token).to_owned(), json!(id));
     }
-    for word in 0..VOCAB as u32 - WORDS {
+    for word in 0..VOCAB - WORDS {
         vocab.insert(format!("w{word}"), json!(WORDS + word));
     }
     let special = |id: u32, content: &str| {
@@ -60,7 +62,7 @@ fn tokenizer(adds_bos: bool) -> Tokenizer {
     });
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    Tokenizer::read(dir.path(), VOCAB).unwrap()
+    Tokenizer::read(dir.path(), VOCAB as usize).unwrap()
 }
 
 /// `w<from> w<from + 1> …`, `count` words: `2 count - 1` tokens.

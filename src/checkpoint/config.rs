@@ -46,8 +46,8 @@ pub struct Config {
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the head is the embedding.
     pub tied: bool,
-    /// Whether the config declares biases. What counts is which `….bias` tensors exist: q, k, v and o may each have one
-    /// (Qwen-like exports have no o bias, transformers' Llama gives all four).
+    /// Whether q, k and v projections must have biases. Biases that exist are used either way, o's too: families
+    /// differ in which of the four they have.
     pub attention_bias: bool,
     /// End-of-sequence ids, from both config files.
     pub eos: Vec<u32>,
@@ -93,7 +93,7 @@ impl Config {
         if !heads.is_multiple_of(kv_heads) {
             return Err(keys.wrong(
                 "num_key_value_heads",
-                kv_heads,
+                &kv_heads,
                 format!("a divisor of num_attention_heads = {heads}"),
             ));
         }
@@ -102,7 +102,7 @@ impl Config {
             None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
                 let expected = format!("a multiple of num_attention_heads = {heads}, or a head_dim");
-                return Err(keys.wrong("hidden_size", hidden_size, expected));
+                return Err(keys.wrong("hidden_size", &hidden_size, expected));
             }
         };
         let intermediate_size = keys.size("intermediate_size", MAX_WIDTH)?.required()?;
@@ -110,12 +110,12 @@ impl Config {
             [("hidden_size", hidden_size), ("intermediate_size", intermediate_size), ("head_dim", head_dim)]
         {
             if !size.is_multiple_of(WIDTH_STEP) {
-                return Err(keys.wrong(key, size, format!("a multiple of {WIDTH_STEP}")));
+                return Err(keys.wrong(key, &size, format!("a multiple of {WIDTH_STEP}")));
             }
         }
         if heads * head_dim > MAX_WIDTH {
             let expected = format!("num_attention_heads * head_dim of at most {MAX_WIDTH}");
-            return Err(keys.wrong("head_dim", head_dim, expected));
+            return Err(keys.wrong("head_dim", &head_dim, expected));
         }
 
         let context = keys.size("max_position_embeddings", MAX_CONTEXT)?.or(2048);
@@ -220,11 +220,11 @@ impl Keys {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, key: &str, found: impl ToString, expected: String) -> Error {
+    fn wrong(&self, key: &str, found: &(impl ToString + ?Sized), expected: String) -> Error {
         malformed(&self.path, key, &found.to_string(), expected)
     }
 
-    fn unsupported(&self, what: &'static str, found: impl ToString, supported: &str) -> Error {
+    fn unsupported(&self, what: &'static str, found: &(impl ToString + ?Sized), supported: &str) -> Error {
         Error::Unsupported {
             path: self.path.clone(),
             what,
@@ -300,7 +300,7 @@ impl Keys {
             return Err(self.unsupported("hidden_act", act, "silu"));
         }
         if self.flag("mlp_bias")? {
-            return Err(self.unsupported("mlp_bias", true, "false"));
+            return Err(self.unsupported("mlp_bias", "true", "false"));
         }
         Ok(())
     }
@@ -351,7 +351,7 @@ impl Keys {
                 if scaling.high_freq_factor <= scaling.low_freq_factor {
                     return Err(self.wrong(
                         &format!("{key}.high_freq_factor"),
-                        scaling.high_freq_factor,
+                        &scaling.high_freq_factor,
                         format!("more than low_freq_factor = {}", scaling.low_freq_factor),
                     ));
                 }

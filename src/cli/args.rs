@@ -30,16 +30,16 @@ pub(super) enum Command {
     #[command(after_help = "\
 Examples:
   undertext audit --target models/target --unlearned models/npo models/ga --data data/news
-  undertext audit --target T --unlearned U --retrain R --data D --precision fp16,int8,int4-g32,nf4-b64
+  undertext audit --target T --unlearned U --retrain R --data D --precision int8,int4-g32,nf4-b64
   undertext audit --target T --unlearned U --data D --corpus books --limit 20 --device cpu
   undertext audit --target T --unlearned U --data D --json report.json
 
-A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, Llama
-architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and *_qa_icl.json,
-verbmem/forget.json, privleak/{forget,holdout}.json.
+A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
+Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and \
+*_qa_icl.json, verbmem/forget.json, privleak/{forget,holdout}.json.
 
-Precisions: fp16 (the weights as stored, whatever their dtype), int8, int4 (= int4-g128), int4-g32, int4-g64,
-int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
+Precisions: fp16 (the weights as stored, whatever their dtype), int8, int4 (= int4-g128), int4-g32, \
+int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Audit(AuditArgs),
 
     /// Audit a tiny model family that is built into the program
@@ -159,7 +159,7 @@ pub(super) struct GenerateArgs {
     pub(super) model: Option<PathBuf>,
 
     /// The text to continue
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: String,
 
     /// Stop after this many new tokens

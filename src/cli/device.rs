@@ -5,13 +5,13 @@ use std::sync::Arc;
 use super::output::notice;
 use crate::audit::Needs;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{self, DeviceChoice, DeviceInfo, Gpu};
-use crate::model::{Forward, PAGE, Reference};
+use crate::model::{Forward, Llama, PAGE, Reference};
 use crate::quant::Precision;
 
-/// Most bytes of host memory that the CPU pass' cache may take, if one task fits into it.
-const CPU_CACHE_BYTES: usize = 512 << 20;
+/// Most bytes that a model's cache may take, unless one task alone needs more.
+const CACHE_BYTES: usize = 512 << 20;
 
 /// What the forward passes run on.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDevice`] if there is no such device, [`Error::Device`] if it cannot be opened.
+    /// [`crate::Error::NoDevice`] if there is no such device, [`crate::Error::Device`] if it cannot be opened.
     pub fn open(choice: Option<&DeviceChoice>) -> Result<Self> {
         let choice = match choice {
             Some(DeviceChoice::Cpu) => return Ok(Self::Cpu),
@@ -67,22 +67,18 @@ impl Device {
         precision: Precision,
         needs: Needs,
     ) -> Result<Box<dyn Forward>> {
+        let tokens = cache_tokens(checkpoint, needs);
         match self {
-            Self::Cpu => {
-                let tokens = cache_tokens(checkpoint, needs, CPU_CACHE_BYTES);
-                Ok(Box::new(Reference::load(checkpoint, precision, needs.quantize_head, tokens)?))
-            }
-            Self::Gpu(gpu) => Err(Error::NoDevice {
-                reason: format!("{} has no forward pass yet; use --device cpu", gpu.info().name),
-            }),
+            Self::Cpu => Ok(Box::new(Reference::load(checkpoint, precision, needs.quantize_head, tokens)?)),
+            Self::Gpu(gpu) => Ok(Box::new(Llama::load(gpu, checkpoint, precision, needs.quantize_head, tokens)?)),
         }
     }
 }
 
-/// Tokens of a cache that holds all tasks if `limit_bytes` allow it, and the longest one in any case.
-fn cache_tokens(checkpoint: &Checkpoint, needs: Needs, limit_bytes: usize) -> usize {
+/// Tokens of a cache that holds all tasks if [`CACHE_BYTES`] allow it, and the longest one in any case.
+fn cache_tokens(checkpoint: &Checkpoint, needs: Needs) -> usize {
     let config = checkpoint.config();
     let token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * size_of::<f32>();
-    let affordable = limit_bytes / token_bytes.max(1) / PAGE * PAGE;
+    let affordable = CACHE_BYTES / token_bytes.max(1) / PAGE * PAGE;
     needs.all.min(affordable).max(needs.longest)
 }
