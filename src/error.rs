@@ -121,6 +121,18 @@ pub enum Error {
         vocab: usize,
     },
 
+    /// Two checkpoints of one audit see the same text as different tokens.
+    #[error(
+        "the tokenizers of {} and {} encode the questions differently; checkpoints of one audit must share a tokenizer (--tokenizer names one for all)",
+        path.display(), target.display()
+    )]
+    TokenizersDiffer {
+        /// A checkpoint directory.
+        path: PathBuf,
+        /// The target's.
+        target: PathBuf,
+    },
+
     /// A value on the command line or in a plan cannot be used.
     #[error("{flag}: {found} cannot be used: {expected}")]
     Flag {
@@ -240,7 +252,8 @@ impl Error {
             | Self::TensorMissing { .. }
             | Self::TensorShape { .. }
             | Self::NotFinite { .. }
-            | Self::TokenId { .. } => 3,
+            | Self::TokenId { .. }
+            | Self::TokenizersDiffer { .. } => 3,
             Self::Flag { .. } => 2,
             Self::NoDevice { .. }
             | Self::DeviceLimit { .. }

@@ -1,1 +1,50 @@
-//! Flags to a validated plan.
+//! Flags to a validated plan, and the commands.
+//!
+//! stdout carries the result and nothing else; notices, progress and errors go to stderr, an error as one line. Exit
+//! codes are those of [`crate::error`].
+
+mod args;
+mod audit;
+mod demo;
+mod device;
+mod devices;
+mod generate;
+mod output;
+mod progress;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+pub use device::Device;
+
+/// Runs the program with `arguments` (the first is its own name) and gives its exit code.
+pub fn run<I, T>(arguments: I) -> u8
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let cli = match args::Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Nothing is left to tell if help itself cannot be printed.
+            let _ = error.print();
+            return if asked { 0 } else { 2 };
+        }
+    };
+    let result = match cli.command {
+        args::Command::Audit(args) => audit::run(args),
+        args::Command::Demo(args) => demo::run(&args),
+        args::Command::Generate(args) => generate::run(args),
+        args::Command::Devices(args) => devices::run(&args),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            output::error(&error);
+            error.exit_code()
+        }
+    }
+}

@@ -163,3 +163,17 @@ pub trait Forward {
     /// What was done so far; the engine adds the token counts and the seconds of its own.
     fn counters(&self) -> Counters;
 }
+
+impl<F: Forward + ?Sized> Forward for Box<F> {
+    fn capacity(&self) -> Capacity {
+        (**self).capacity()
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Folded>> {
+        (**self).forward(batch)
+    }
+
+    fn counters(&self) -> Counters {
+        (**self).counters()
+    }
+}

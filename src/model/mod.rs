@@ -9,3 +9,4 @@ mod weights;
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};
 pub use llama::Llama;
 pub use reference::Reference;
+pub(crate) use weights::{check_tensors, stored_scheme};

@@ -4,6 +4,7 @@
 
 use crate::checkpoint::{Checkpoint, Config, Tensor};
 use crate::error::{Error, Result};
+use crate::quant::Scheme;
 
 /// The embedding, `[v, d]`.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -124,4 +125,37 @@ pub(crate) fn head_name(checkpoint: &Checkpoint) -> Result<&'static str> {
     } else {
         Err(Error::TensorMissing { path: checkpoint.path().to_path_buf(), tensor: HEAD.to_owned() })
     }
+}
+
+/// Checks from the headers alone that every tensor the architecture needs is there, with the right shape and a dtype
+/// that can be read, so that a long run does not find out half way.
+///
+/// # Errors
+///
+/// As [`crate::checkpoint::Tensors::read`], but for what only the values can show.
+pub(crate) fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
+    let (config, tensors) = (checkpoint.config(), checkpoint.tensors());
+    let (v, d) = (config.vocab_size, config.hidden_size);
+    let check = |name: &str, shape: &[usize]| tensors.read_rows(name, shape, 0..0).map(drop);
+    check(EMBEDDING, &[v, d])?;
+    check(head_name(checkpoint)?, &[v, d])?;
+    check(FINAL_NORM, &[d])?;
+    for layer in 0..config.layers {
+        for norm in [Norm::Attention, Norm::FeedForward] {
+            check(&norm.name(layer), &[d])?;
+        }
+        for linear in Linear::ALL {
+            check(&linear.name(layer), &linear.shape(config))?;
+        }
+    }
+    Ok(())
+}
+
+/// How the matrices of the layers are stored; the first one speaks for all.
+///
+/// # Errors
+///
+/// If there is no such tensor or its dtype cannot be read.
+pub(crate) fn stored_scheme(checkpoint: &Checkpoint) -> Result<Scheme> {
+    Ok(checkpoint.tensors().describe(&Linear::Q.name(0))?.0)
 }

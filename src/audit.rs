@@ -1,1 +1,0 @@
-//! Plan to tasks to observations to findings.

@@ -1,0 +1,215 @@
+//! What was measured, and what follows from it.
+
+use super::plan::{Model, Plan, Role};
+use crate::metrics::Measured;
+use crate::metrics::membership::priv_leak;
+use crate::metrics::recovery::{Arms, Recovery};
+use crate::model::Counters;
+use crate::quant::{Precision, Scheme};
+
+/// A number, and how many examples it is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// MUSE's scale, x100; an AUC is in 0..=1.
+    pub value: Measured,
+    /// Examples it was measured on.
+    pub n: usize,
+}
+
+/// What one arm answered, scored.
+#[derive(Clone, Debug)]
+pub struct ArmResult {
+    /// Index in [`Plan::models`].
+    pub model: usize,
+    /// As asked for.
+    pub precision: Precision,
+    /// The layers' matrices.
+    pub scheme: Scheme,
+    /// Verbatim memorisation of the forget set.
+    pub verbmem_forget: Metric,
+    /// Knowledge of the forget set.
+    pub knowmem_forget: Metric,
+    /// Knowledge of the retain set.
+    pub knowmem_retain: Metric,
+    /// AUC of Min-40 %, forget against holdout.
+    pub auc: Metric,
+    /// What it cost.
+    pub counters: Counters,
+}
+
+/// What PrivLeak compares an arm's AUC with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// The retrained model's AUC at full precision.
+    Retrain,
+    /// The published AUC of the corpus' retrained model.
+    Corpus,
+    /// 0.5: no difference between forget and holdout.
+    Half,
+}
+
+impl Reference {
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retrain => "retrain",
+            Self::Corpus => "corpus",
+            Self::Half => "0.5",
+        }
+    }
+}
+
+/// PrivLeak of one arm against one reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrivLeak {
+    /// What the AUC is compared with.
+    pub reference: Reference,
+    /// The AUC it is compared with.
+    pub reference_auc: Measured,
+    /// `100 (auc - reference_auc) / reference_auc`, signed and not clamped.
+    pub value: Measured,
+}
+
+/// How much of one metric one quantized unlearned arm has back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recovered {
+    /// Index in [`Plan::models`].
+    pub unlearned: usize,
+    /// The arm's precision.
+    pub precision: Precision,
+    /// `verbmem_forget` or `knowmem_forget`.
+    pub metric: &'static str,
+    /// The three ratios.
+    pub ratios: Recovery,
+}
+
+/// Name of the metrics that recovery is measured on, with where they are in an arm.
+type Field = fn(&ArmResult) -> &Metric;
+const RECOVERED: [(&str, Field); 2] =
+    [("verbmem_forget", |arm| &arm.verbmem_forget), ("knowmem_forget", |arm| &arm.knowmem_forget)];
+
+/// What was measured so far.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// What was asked for.
+    pub plan: Plan,
+    /// In the order of the plan: by model, then by precision.
+    pub arms: Vec<ArmResult>,
+    /// Prompts that had to be cut to the context, in each arm.
+    pub truncated: usize,
+    /// Why the run ended before all arms were measured.
+    pub stopped: Option<String>,
+}
+
+impl Findings {
+    /// The model of an arm.
+    #[must_use]
+    pub fn model(&self, arm: &ArmResult) -> &Model {
+        &self.plan.models[arm.model]
+    }
+
+    /// The arm of a model at a precision, if it was measured.
+    #[must_use]
+    pub fn arm(&self, model: usize, precision: Precision) -> Option<&ArmResult> {
+        self.arms.iter().find(|arm| arm.model == model && arm.precision == precision)
+    }
+
+    /// Whether every arm of the plan was measured.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.arms.len() == self.plan.models.len() * self.plan.precisions.len()
+    }
+
+    /// The counters of all arms.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        self.arms.iter().for_each(|arm| sum.add(&arm.counters));
+        sum
+    }
+
+    /// PrivLeak of an arm, the main one first: against the retrained model at full precision if the plan has one,
+    /// against the corpus' constant if it names one, against 0.5 if it has neither.
+    #[must_use]
+    pub fn priv_leak(&self, arm: &ArmResult) -> Vec<PrivLeak> {
+        let against = |(reference, reference_auc): (Reference, Measured)| {
+            let value = match (&arm.auc.value, &reference_auc) {
+                (Measured::Value(auc), Measured::Value(reference)) => priv_leak(*auc, *reference),
+                (Measured::Missing(reason), _) => Measured::Missing(reason.clone()),
+                (_, Measured::Missing(reason)) => Measured::Missing(format!("the reference: {reason}")),
+            };
+            PrivLeak { reference, reference_auc, value }
+        };
+        self.references().into_iter().map(against).collect()
+    }
+
+    fn references(&self) -> Vec<(Reference, Measured)> {
+        let retrain = self.plan.retrain().map(|model| {
+            let auc = match self.arm(model, Precision::Full) {
+                Some(arm) => arm.auc.value.clone(),
+                None => Measured::Missing("the retrained model was not measured".to_owned()),
+            };
+            (Reference::Retrain, auc)
+        });
+        let corpus =
+            self.plan.corpus.map(|corpus| (Reference::Corpus, Measured::Value(corpus.reference_auc())));
+        let references: Vec<_> = retrain.into_iter().chain(corpus).collect();
+        if references.is_empty() { vec![(Reference::Half, Measured::Value(0.5))] } else { references }
+    }
+
+    /// Recovery of every measured unlearned arm below full precision, by model, then precision, then metric.
+    #[must_use]
+    pub fn recovery(&self) -> Vec<Recovered> {
+        let quantized =
+            |arm: &&ArmResult| self.model(arm).role == Role::Unlearned && arm.precision != Precision::Full;
+        let arms = self.arms.iter().filter(quantized);
+        arms.flat_map(|arm| RECOVERED.map(|(metric, field)| self.recovered(arm, metric, field))).collect()
+    }
+
+    fn recovered(&self, arm: &ArmResult, metric: &'static str, field: Field) -> Recovered {
+        let value = |model: usize, precision: Precision| match self.arm(model, precision) {
+            Some(arm) => field(arm).value.clone(),
+            None => {
+                let name = &self.plan.models[model].name;
+                Measured::Missing(format!("{name} was not measured at {precision}"))
+            }
+        };
+        let values = [
+            value(Plan::TARGET, Precision::Full),
+            value(Plan::TARGET, arm.precision),
+            value(arm.model, Precision::Full),
+            field(arm).value.clone(),
+        ];
+        Recovered { unlearned: arm.model, precision: arm.precision, metric, ratios: ratios(&values) }
+    }
+}
+
+/// The ratios of target, target at the same precision, unlearned and quantized. What lacks a value lacks the ratio, and
+/// only the ratios made of it.
+fn ratios(values: &[Measured; 4]) -> Recovery {
+    let [target, target_same_precision, unlearned, quantized] = values;
+    // A value that is missing is NaN to the ratios, which say "not finite" of it; that reason is replaced by the true one.
+    let number = |measured: &Measured| measured.value().unwrap_or(f64::NAN);
+    let plain = Recovery::new(Arms {
+        target: number(target),
+        target_same_precision: number(target_same_precision),
+        unlearned: number(unlearned),
+        quantized: number(quantized),
+    });
+    let because = |ratio: Measured, parts: &[&Measured]| {
+        let reason = parts.iter().find_map(|part| part.reason());
+        reason.map_or(ratio, |reason| Measured::Missing(reason.to_owned()))
+    };
+    Recovery {
+        of_gap_to_target: because(plain.of_gap_to_target, &[target, unlearned, quantized]),
+        of_gap_to_target_same_precision: because(
+            plain.of_gap_to_target_same_precision,
+            &[target_same_precision, unlearned, quantized],
+        ),
+        share_of_target_same_precision: because(
+            plain.share_of_target_same_precision,
+            &[target_same_precision, quantized],
+        ),
+    }
+}

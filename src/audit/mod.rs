@@ -1,0 +1,13 @@
+//! Plan to tasks to observations to findings.
+//!
+//! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks every arm the same questions, and
+//! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
+//! way still has a report.
+
+mod findings;
+mod plan;
+mod run;
+
+pub use findings::{ArmResult, Findings, Metric, PrivLeak, Recovered, Reference};
+pub use plan::{Model, Plan, Request, Role};
+pub use run::{ArmInfo, Audit, Needs, Open, Watch};

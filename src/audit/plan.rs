@@ -1,0 +1,245 @@
+//! What an audit is made of, checked before any heavy work.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::metrics::membership::Corpus;
+use crate::quant::Precision;
+
+/// What a checkpoint is in an audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Learned everything.
+    Target,
+    /// Was made to forget.
+    Unlearned,
+    /// Never saw the forget set.
+    Retrain,
+}
+
+impl Role {
+    /// The name in flags and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Target => "target",
+            Self::Unlearned => "unlearned",
+            Self::Retrain => "retrain",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// One checkpoint of an audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// What reports call it: its directory's name, made unique.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+/// What the user asks for, unchecked.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The checkpoint that learned everything.
+    pub target: PathBuf,
+    /// The checkpoints that were made to forget; at least one.
+    pub unlearned: Vec<PathBuf>,
+    /// The checkpoint that never saw the forget set.
+    pub retrain: Option<PathBuf>,
+    /// The data directory, in MUSE's layout.
+    pub data: PathBuf,
+    /// Precisions in the order of the report.
+    pub precisions: Vec<Precision>,
+    /// Most examples of each question set.
+    pub limit: Option<usize>,
+    /// Whether the head is quantized too.
+    pub quantize_head: bool,
+    /// A directory whose tokenizer serves all checkpoints.
+    pub tokenizer: Option<PathBuf>,
+    /// The corpus whose published AUC is PrivLeak's reference.
+    pub corpus: Option<Corpus>,
+}
+
+/// A [`Request`] that makes sense.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Target, unlearned, retrain; names are unique.
+    pub models: Vec<Model>,
+    /// Full precision first, no precision twice.
+    pub precisions: Vec<Precision>,
+    /// The data directory.
+    pub data: PathBuf,
+    /// Most examples of each question set.
+    pub limit: Option<usize>,
+    /// Whether the head is quantized too.
+    pub quantize_head: bool,
+    /// A directory whose tokenizer serves all checkpoints.
+    pub tokenizer: Option<PathBuf>,
+    /// The corpus whose published AUC is PrivLeak's reference.
+    pub corpus: Option<Corpus>,
+    /// What was changed or is odd about the request, one sentence each.
+    pub notices: Vec<String>,
+}
+
+impl Plan {
+    /// Checks the request. Reads nothing.
+    ///
+    /// Full precision is what recovery is measured from: it is added if it was not asked for, and comes first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Flag`] if there is no unlearned checkpoint, one is given twice, or the limit is 0.
+    pub fn new(request: Request) -> Result<Self> {
+        let Request { target, unlearned, retrain, data, precisions, limit, quantize_head, tokenizer, corpus } =
+            request;
+        if unlearned.is_empty() {
+            return Err(flag("--unlearned", "no directory", "at least one checkpoint directory"));
+        }
+        if limit == Some(0) {
+            return Err(flag("--limit", "0", "at least one example of each question set"));
+        }
+        let mut notices = Vec::new();
+        let mut seen = HashSet::new();
+        for path in &unlearned {
+            if !seen.insert(identity(path)) {
+                let found = path.display().to_string();
+                return Err(flag("--unlearned", &found, "each checkpoint once"));
+            }
+        }
+        for (role, path) in [(Role::Target, Some(&target)), (Role::Retrain, retrain.as_ref())] {
+            if let Some(path) = path.filter(|path| seen.contains(&identity(path))) {
+                notices.push(format!("{} is given as --unlearned and as --{role}", path.display()));
+            }
+        }
+
+        let paths = [(Role::Target, target)]
+            .into_iter()
+            .chain(unlearned.into_iter().map(|path| (Role::Unlearned, path)))
+            .chain(retrain.map(|path| (Role::Retrain, path)));
+        let (roles, paths): (Vec<_>, Vec<_>) = paths.unzip();
+        let names = unique_names(&paths);
+        let models = roles.into_iter().zip(paths).zip(names);
+        let models = models.map(|((role, path), name)| Model { name, role, path }).collect();
+        let precisions = full_first(&precisions, &mut notices);
+        Ok(Self { models, precisions, data, limit, quantize_head, tokenizer, corpus, notices })
+    }
+
+    /// Index of the target in [`Self::models`].
+    pub const TARGET: usize = 0;
+
+    /// Index of the retrained model in [`Self::models`], if there is one.
+    #[must_use]
+    pub fn retrain(&self) -> Option<usize> {
+        self.models.iter().position(|model| model.role == Role::Retrain)
+    }
+
+    /// Indices of the unlearned models in [`Self::models`].
+    pub fn unlearned(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.models.len()).filter(|&index| self.models[index].role == Role::Unlearned)
+    }
+}
+
+fn flag(flag: &'static str, found: &str, expected: &str) -> Error {
+    Error::Flag { flag, found: found.to_owned(), expected: expected.to_owned() }
+}
+
+/// Drops repetitions and brings full precision to the front.
+fn full_first(asked: &[Precision], notices: &mut Vec<String>) -> Vec<Precision> {
+    let mut precisions = vec![Precision::Full];
+    for &precision in asked {
+        if precision != Precision::Full && precisions.contains(&precision) {
+            notices.push(format!("--precision names {precision} more than once; it is run once"));
+        } else if precision != Precision::Full {
+            precisions.push(precision);
+        }
+    }
+    if !asked.contains(&Precision::Full) {
+        notices.push("fp16 is added to --precision: recovery is measured from full precision".to_owned());
+    }
+    precisions
+}
+
+/// The directory behind `path` if it exists, so that two spellings of one directory are equal.
+fn identity(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// Names the directories by their last component, with as many components before it as make them differ; a directory
+/// that is given twice is numbered.
+fn unique_names(paths: &[PathBuf]) -> Vec<String> {
+    // The user's own spelling is kept (a link's name says more than what it points to) unless it has no name.
+    let parts = |path: &PathBuf| -> Vec<String> {
+        let named = if path.file_name().is_some() { path.clone() } else { identity(path) };
+        let parts = named.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        parts.filter(|part| part != "/").collect()
+    };
+    let parts: Vec<_> = paths.iter().map(parts).collect();
+    let last = |parts: &[String], depth: usize| parts[parts.len().saturating_sub(depth)..].join("/");
+    let mut taken = HashSet::new();
+    let mut names = Vec::with_capacity(paths.len());
+    for (index, own) in parts.iter().enumerate() {
+        let differs = |&depth: &usize| {
+            let mut others = parts.iter().enumerate().filter(|(other, _)| *other != index);
+            others.all(|(_, other)| last(other, depth) != last(own, depth))
+        };
+        let plain = last(own, (1..=own.len()).find(differs).unwrap_or(1));
+        let mut unique = plain.clone();
+        let mut number = 2;
+        while !taken.insert(unique.clone()) {
+            unique = format!("{plain} ({number})");
+            number += 1;
+        }
+        names.push(unique);
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(paths: &[&str]) -> Vec<String> {
+        unique_names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn names_are_the_directories_made_unique() {
+        assert_eq!(names(&["a/target", "b/npo/", "c/ga"]), ["target", "npo", "ga"]);
+        assert_eq!(names(&["run1/final", "run2/final", "x"]), ["run1/final", "run2/final", "x"]);
+        assert_eq!(names(&["m", "m"]), ["m", "m (2)"]);
+        assert_eq!(names(&["m", "a/m"]), ["m", "a/m"]);
+    }
+
+    #[test]
+    fn full_precision_is_added_and_first() {
+        let int8 = Precision::Quantized(crate::quant::Scheme::Int8);
+        let mut notices = Vec::new();
+        assert_eq!(full_first(&[int8, Precision::Full], &mut notices), [Precision::Full, int8]);
+        assert!(notices.is_empty());
+        assert_eq!(full_first(&[int8, int8], &mut notices), [Precision::Full, int8]);
+        assert_eq!(notices.len(), 2, "{notices:?}");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let request = Request { target: "t".into(), unlearned: vec!["u".into()], ..Request::default() };
+        assert!(Plan::new(request.clone()).is_ok());
+        let none = Request { unlearned: vec![], ..request.clone() };
+        let twice = Request { unlearned: vec!["u".into(), "u".into()], ..request.clone() };
+        let zero = Request { limit: Some(0), ..request };
+        for request in [none, twice, zero] {
+            assert_eq!(Plan::new(request).unwrap_err().exit_code(), 2);
+        }
+    }
+}

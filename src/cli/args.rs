@@ -1,0 +1,192 @@
+//! The flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::gpu::DeviceChoice;
+use crate::metrics::membership::Corpus;
+use crate::quant::Precision;
+
+const CODES: &str = "\
+Exit codes:
+  0  done
+  1  the run failed
+  2  wrong usage
+  3  an input is missing, broken or not supported
+  4  no usable device, or the device failed";
+
+/// Does quantization bring back what a language model was made to unlearn?
+#[derive(Debug, Parser)]
+#[command(name = "undertext", version, about, after_help = CODES, propagate_version = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Ask a target, its unlearned versions and a retrained model the MUSE questions at every precision
+    #[command(after_help = "\
+Examples:
+  undertext audit --target models/target --unlearned models/npo models/ga --data data/news
+  undertext audit --target T --unlearned U --retrain R --data D --precision int8,int4-g32,nf4-b64
+  undertext audit --target T --unlearned U --data D --corpus books --limit 20 --device cpu
+  undertext audit --target T --unlearned U --data D --json report.json
+
+A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
+Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and \
+*_qa_icl.json, verbmem/forget.json, privleak/{forget,holdout}.json.
+
+Precisions: fp16 (the weights as stored, whatever their dtype), int8, int4 (= int4-g128), int4-g32, \
+int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
+    Audit(AuditArgs),
+
+    /// Audit a tiny model family that is built into the program
+    #[command(after_help = "\
+Examples:
+  undertext demo
+  undertext demo --limit 4
+  undertext demo --device cpu --json > demo.json")]
+    Demo(DemoArgs),
+
+    /// Continue a prompt greedily
+    #[command(
+        override_usage = "undertext generate <DIR[@PRECISION]> --prompt <TEXT> [OPTIONS]",
+        after_help = "\
+Examples:
+  undertext generate models/target --prompt 'Once upon a time'
+  undertext generate models/target@int4-g128 --prompt 'Once upon a time' --max-new-tokens 64 --json"
+    )]
+    Generate(GenerateArgs),
+
+    /// List the devices of this machine, best first
+    #[command(after_help = "\
+Examples:
+  undertext devices
+  undertext devices --json
+  undertext devices --device vulkan     which one that is, and whether it opens")]
+    Devices(DevicesArgs),
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Common {
+    /// Device: its index in `undertext devices`, a backend (vulkan, metal, dx12, gl, or vulkan:1 for its second
+    /// device), a part of its name, or cpu for the pass that needs no adapter [default: the best there is]
+    #[arg(long, value_name = "DEVICE")]
+    pub(super) device: Option<DeviceChoice>,
+
+    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
+    pub(super) json: Option<Option<PathBuf>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AuditArgs {
+    /// The checkpoint that learned everything
+    #[arg(long, value_name = "DIR")]
+    pub(super) target: PathBuf,
+
+    /// Checkpoints that were made to forget
+    #[arg(long, value_name = "DIR", num_args = 1.., required = true)]
+    pub(super) unlearned: Vec<PathBuf>,
+
+    /// A checkpoint that never saw the forget set: PrivLeak's reference
+    #[arg(long, value_name = "DIR")]
+    pub(super) retrain: Option<PathBuf>,
+
+    /// The questions, in MUSE's layout
+    #[arg(long, value_name = "DIR")]
+    pub(super) data: PathBuf,
+
+    /// Precisions to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "fp16,int8,int4-g128")]
+    pub(super) precision: Vec<Precision>,
+
+    /// Use only the first N examples of each question set
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<usize>,
+
+    /// Quantize the output head too (by default it stays as stored, like embeddings and norms)
+    #[arg(long)]
+    pub(super) quantize_head: bool,
+
+    /// A directory whose tokenizer.json serves all checkpoints
+    #[arg(long, value_name = "DIR")]
+    pub(super) tokenizer: Option<PathBuf>,
+
+    /// Compare PrivLeak with the published AUC of this MUSE corpus' retrained model
+    #[arg(long, value_enum)]
+    pub(super) corpus: Option<CorpusName>,
+
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+/// A corpus of MUSE.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum CorpusName {
+    News,
+    Books,
+}
+
+impl From<CorpusName> for Corpus {
+    fn from(name: CorpusName) -> Self {
+        match name {
+            CorpusName::News => Self::News,
+            CorpusName::Books => Self::Books,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Use only the first N examples of each question set
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<usize>,
+
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// A checkpoint directory, with a precision after `@` to quantize it
+    // Optional for clap alone: in `--json DIR` the directory would be taken for the flag's FILE.
+    #[arg(value_name = "DIR[@PRECISION]", required_unless_present = "json")]
+    pub(super) model: Option<PathBuf>,
+
+    /// The text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(super) prompt: String,
+
+    /// Stop after this many new tokens
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(super) max_new_tokens: usize,
+
+    /// Quantize the output head too
+    #[arg(long)]
+    pub(super) quantize_head: bool,
+
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DevicesArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

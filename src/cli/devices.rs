@@ -1,0 +1,22 @@
+//! `undertext devices`.
+
+use super::args::DevicesArgs;
+use super::device::Device;
+use super::output::{Output, notice};
+use crate::error::Result;
+use crate::gpu;
+use crate::report::{devices_text, schema};
+
+/// Lists the adapters, or the one that `--device` means.
+pub(super) fn run(args: &DevicesArgs) -> Result<()> {
+    let output = Output::new(args.common.json.clone());
+    let infos = match &args.common.device {
+        None => gpu::list(),
+        Some(choice) => vec![Device::open(Some(choice))?.info()],
+    };
+    if infos.is_empty() {
+        notice("no GPU adapter found; --device cpu always works");
+    }
+    let devices = schema::Devices { devices: infos.iter().map(Into::into).collect() };
+    output.emit(&devices, |style| devices_text(&devices, style))
+}

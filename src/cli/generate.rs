@@ -1,0 +1,114 @@
+//! `undertext generate`.
+
+use std::path::{Path, PathBuf};
+
+use super::args::GenerateArgs;
+use super::device::Device;
+use super::output::{Output, notice};
+use crate::audit::Needs;
+use crate::checkpoint::Checkpoint;
+use crate::engine::{Ask, Engine, Observation, Options, Task};
+use crate::error::{Error, Result};
+use crate::model::{check_tensors, stored_scheme};
+use crate::quant::Precision;
+use crate::report::schema;
+
+/// Continues the prompt.
+pub(super) fn run(args: GenerateArgs) -> Result<()> {
+    let GenerateArgs { model, prompt, max_new_tokens, quantize_head, common } = args;
+    let (model, json) = match (model, common.json) {
+        // `--json DIR`: the directory is the one thing that cannot be missing.
+        (None, Some(Some(directory))) => (directory, Some(None)),
+        (model, json) => (model.ok_or_else(|| usage("DIR", "nothing", "a checkpoint directory"))?, json),
+    };
+    let output = Output::new(json);
+    let (directory, precision) = split(&model)?;
+    let checkpoint = Checkpoint::open(&directory)?;
+    check_tensors(&checkpoint)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let prompt_ids = tokenizer.encode(&prompt)?;
+    let max_new = fit(prompt_ids.len(), max_new_tokens, checkpoint.config().context)?;
+
+    let device = Device::open(common.device.as_ref())?;
+    let stop = checkpoint.config().eos.clone();
+    let tasks = [Task { tokens: prompt_ids, ask: Ask::Generate { max_new, stop } }];
+    let forward = device.load(&checkpoint, precision, Needs::of(&tasks, quantize_head))?;
+    let mut engine = Engine::new(model.display().to_string(), forward, Options::default());
+    let observations = engine.run(&tasks, &mut |_| Ok(()))?;
+    let [Task { tokens: prompt_ids, .. }] = tasks;
+    let token_ids = match observations.into_iter().next() {
+        Some(Observation::Generated { tokens, .. }) => tokens,
+        _ => Vec::new(),
+    };
+    let generated = schema::Generated {
+        text: tokenizer.decode(&token_ids)?,
+        prompt_ids,
+        token_ids,
+        device: (&device.info()).into(),
+        precision: precision.name().to_owned(),
+        scheme: precision.scheme(stored_scheme(&checkpoint)?).name().to_owned(),
+        counters: engine.counters().into(),
+    };
+    output.emit(&generated, |_| format!("{}\n", generated.text))
+}
+
+fn usage(flag: &'static str, found: &str, expected: &str) -> Error {
+    Error::Flag { flag, found: found.to_owned(), expected: expected.to_owned() }
+}
+
+/// `DIR` or `DIR@PRECISION`; a directory whose own name holds an `@` is taken as it stands.
+fn split(model: &Path) -> Result<(PathBuf, Precision)> {
+    let text = model.to_string_lossy();
+    match text.rsplit_once('@') {
+        Some((directory, precision)) if !model.is_dir() => {
+            let precision = precision.parse().map_err(|error| match error {
+                Error::Flag { found, expected, .. } => usage("DIR@PRECISION", &found, &expected),
+                other => other,
+            })?;
+            Ok((PathBuf::from(directory), precision))
+        }
+        _ => Ok((model.to_path_buf(), Precision::Full)),
+    }
+}
+
+/// How many tokens a prompt of `prompt` tokens may grow by, at most `asked`.
+fn fit(prompt: usize, asked: usize, context: usize) -> Result<usize> {
+    if prompt == 0 {
+        let expected = "a text that gives at least one token (this tokenizer adds no BOS)";
+        return Err(usage("--prompt", "an empty text", expected));
+    }
+    if prompt > context {
+        let expected = format!("at most the {context} tokens of the model's context");
+        return Err(usage("--prompt", &format!("a text of {prompt} tokens"), &expected));
+    }
+    let room = context - prompt;
+    if asked > room {
+        notice(&format!("the context of {context} tokens leaves room for {room} new ones, not {asked}"));
+    }
+    Ok(asked.min(room))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn precision_follows_the_last_at() {
+        let split = |text: &str| split(Path::new(text));
+        assert_eq!(split("a/b").unwrap(), (PathBuf::from("a/b"), Precision::Full));
+        let int8 = Precision::Quantized(crate::quant::Scheme::Int8);
+        assert_eq!(split("a@1/b@int8").unwrap(), (PathBuf::from("a@1/b"), int8));
+        let error = split("a@int9").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("int9"), "{error}");
+    }
+
+    #[test]
+    fn new_tokens_fit_the_context() {
+        assert_eq!(fit(10, 5, 16).unwrap(), 5);
+        assert_eq!(fit(10, 7, 16).unwrap(), 6);
+        assert_eq!(fit(16, 7, 16).unwrap(), 0);
+        assert!(fit(17, 1, 16).is_err());
+        assert!(fit(0, 1, 16).is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! stdout, stderr and report files.
+
+use std::ffi::OsString;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::report::Style;
+
+/// Where a command's result goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Text to stdout.
+    Text,
+    /// One JSON value to stdout.
+    Json,
+    /// Text to stdout, JSON to the file.
+    File(PathBuf),
+}
+
+impl Output {
+    /// Reads the value of `--json`.
+    pub(super) fn new(json: Option<Option<PathBuf>>) -> Self {
+        match json {
+            None => Self::Text,
+            Some(None) => Self::Json,
+            Some(Some(path)) => Self::File(path),
+        }
+    }
+
+    /// Hands a result over: `value` as JSON or `text`, as the user asked.
+    pub(super) fn emit(&self, value: &impl Serialize, text: impl FnOnce(Style) -> String) -> Result<()> {
+        match self {
+            Self::Json => return print(&to_json(value)?),
+            Self::File(path) => write(path, &to_json(value)?)?,
+            Self::Text => {}
+        }
+        print(&text(style()))
+    }
+
+    /// Writes the file, if there is one.
+    pub(super) fn save(&self, value: &impl Serialize) -> Result<()> {
+        match self {
+            Self::File(path) => write(path, &to_json(value)?),
+            Self::Text | Self::Json => Ok(()),
+        }
+    }
+}
+
+fn style() -> Style {
+    if std::io::stdout().is_terminal() { Style::Terminal } else { Style::Plain }
+}
+
+/// Prints to stdout. A reader that has gone away (`| head`) wants no more: that is no error.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::write(Path::new("stdout"))(error)),
+        _ => Ok(()),
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<String> {
+    let json = serde_json::to_string_pretty(value);
+    let json = json.map_err(|error| Error::write(Path::new("JSON"))(error.into()))?;
+    Ok(json + "\n")
+}
+
+/// Replaces the file in one step, so that nobody ever sees half a report. What is no plain file (a pipe, a terminal) is
+/// written to directly.
+fn write(path: &Path, text: &str) -> Result<()> {
+    if path.exists() && !path.is_file() {
+        return std::fs::write(path, text).map_err(Error::write(path));
+    }
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or(path.as_os_str()));
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(Error::write(path))
+}
+
+/// Says something to the user that is not the result.
+pub(super) fn notice(text: &str) {
+    say(&format!("note: {text}"));
+}
+
+/// Prints an error on one line.
+pub(super) fn error(error: &Error) {
+    // A driver's or compiler's report may have many lines.
+    let lines = error.to_string();
+    let line: Vec<_> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    say(&format!("error: {}", line.join("; ")));
+}
+
+/// One line to stderr; nobody is left to tell if that fails.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

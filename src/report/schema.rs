@@ -1,0 +1,258 @@
+//! `report.json`, and what `--json` prints.
+//!
+//! Later versions add fields; these names and their meanings stay. A value is a number, or `null` with a `reason`;
+//! never NaN. Metrics are on MUSE's scale (x100; PrivLeak signed and unclamped), ratios are plain (1 is all of it).
+
+use serde::{Deserialize, Serialize};
+
+/// The `schema_version` of this module.
+pub const VERSION: u32 = 1;
+
+/// The record of an audit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`VERSION`].
+    pub schema_version: u32,
+    /// The program that made it.
+    pub undertext: Program,
+    /// What it ran on.
+    pub device: Device,
+    /// Whether every arm of the plan was measured; if not, the record holds the ones that were.
+    pub complete: bool,
+    /// The error that ended the run early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+    /// What was asked.
+    pub plan: Plan,
+    /// By checkpoint (target, unlearned, retrain), then by precision.
+    pub arms: Vec<Arm>,
+    /// By unlearned checkpoint, then precision, then metric.
+    pub recovery: Vec<Recovery>,
+    /// Sums over the arms; `peak_device_bytes` is their maximum.
+    pub counters: Counters,
+}
+
+/// The program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Of the package.
+    pub version: String,
+    /// The commit it was built from.
+    pub commit: Option<String>,
+    /// Whether files differed from that commit.
+    pub dirty: Option<bool>,
+    /// Why commit or dirty is `null`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Program {
+    /// This build. Commit and dirty are what the environment said while it was compiled (`UNDERTEXT_COMMIT`,
+    /// `UNDERTEXT_DIRTY`): a build from a package has no repository to ask.
+    #[must_use]
+    pub fn this() -> Self {
+        let commit = option_env!("UNDERTEXT_COMMIT").filter(|commit| !commit.is_empty()).map(str::to_owned);
+        let dirty = option_env!("UNDERTEXT_DIRTY").and_then(|dirty| dirty.parse().ok());
+        let unknown = commit.is_none() || dirty.is_none();
+        let reason = unknown
+            .then(|| "built without UNDERTEXT_COMMIT and UNDERTEXT_DIRTY in the environment".to_owned());
+        Self { version: env!("CARGO_PKG_VERSION").to_owned(), commit, dirty, reason }
+    }
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Number in `undertext devices`; absent for the CPU pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    /// Its own name.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`, `gl` or `cpu`.
+    pub backend: String,
+    /// `discrete`, `integrated`, `virtual`, `software`, `other` or `cpu`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Driver and version.
+    pub driver: String,
+    /// Whether shaders could use f16 arithmetic.
+    pub f16: bool,
+    /// Smallest and largest subgroup; zeros where there are none.
+    pub subgroups: [u32; 2],
+}
+
+/// What was asked of every arm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The data directory.
+    pub data: String,
+    /// Most examples of each question set; `null` for all.
+    pub limit: Option<usize>,
+    /// Whether the head was quantized too.
+    pub quantize_head: bool,
+    /// Prompts that had to be cut to the context.
+    pub truncated_per_arm: usize,
+}
+
+/// One checkpoint at one precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arm {
+    /// The checkpoint's name.
+    pub name: String,
+    /// `target`, `unlearned` or `retrain`.
+    pub role: String,
+    /// As asked for; `fp16` is full precision, whatever the dtype.
+    pub precision: String,
+    /// What the matrices of the layers were stored in.
+    pub scheme: String,
+    /// The checkpoint's directory.
+    pub path: String,
+    /// What it scored.
+    pub metrics: Metrics,
+    /// What it cost.
+    pub counters: Counters,
+}
+
+/// MUSE's metrics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Wording of the forget set recited; lower is better forgotten.
+    pub verbmem_forget: Metric,
+    /// Questions on the forget set answered; lower is better forgotten.
+    pub knowmem_forget: Metric,
+    /// Questions on the retain set answered; higher is better kept.
+    pub knowmem_retain: Metric,
+    /// Membership of the forget set betrayed; 0 is best.
+    pub privleak: PrivLeak,
+}
+
+/// A mean over examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// The mean, x100.
+    pub value: Option<f64>,
+    /// Why there is no value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Examples.
+    pub n: usize,
+    /// 95 % confidence interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ci95: Option<[f64; 2]>,
+}
+
+/// `100 (auc - reference_auc) / reference_auc`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrivLeak {
+    /// The figure.
+    pub value: Option<f64>,
+    /// AUC of Min-40 %, forget against holdout: 0 is memorised, 0.5 is no difference.
+    pub auc: Option<f64>,
+    /// What it is compared with.
+    pub reference_auc: Option<f64>,
+    /// `retrain`, `corpus` or `0.5`.
+    pub reference: String,
+    /// Why a value is `null`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Texts, forget and holdout together.
+    pub n: usize,
+    /// The same against further references, where more than one was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Against>,
+}
+
+/// PrivLeak against one reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Against {
+    /// The figure.
+    pub value: Option<f64>,
+    /// What the arm's AUC is compared with.
+    pub reference_auc: Option<f64>,
+    /// `retrain`, `corpus` or `0.5`.
+    pub reference: String,
+    /// Why a value is `null`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How much of one metric a quantized unlearned arm has back. `q` is its value, `u` the same checkpoint's at full
+/// precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// The unlearned checkpoint's name.
+    pub unlearned: String,
+    /// The arm's precision.
+    pub precision: String,
+    /// `verbmem_forget` or `knowmem_forget`.
+    pub metric: String,
+    /// `(q - u) / (target at full precision - u)`.
+    pub of_gap_to_target: Option<f64>,
+    /// `(q - u) / (target at the same precision - u)`.
+    pub of_gap_to_target_same_precision: Option<f64>,
+    /// `q / target at the same precision`.
+    pub share_of_target_same_precision: Option<f64>,
+    /// Why a ratio is `null`, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Bytes read from checkpoints.
+    pub disk_bytes: u64,
+    /// Bytes uploaded to the device.
+    pub upload_bytes: u64,
+    /// Times that all weights were run through.
+    pub weight_passes: u64,
+    /// Kernel launches.
+    pub dispatches: u64,
+    /// Command buffers handed to the device.
+    pub submissions: u64,
+    /// Tokens whose log-probability was computed.
+    pub tokens_scored: u64,
+    /// Tokens generated.
+    pub tokens_generated: u64,
+    /// Most device memory held at one time.
+    pub peak_device_bytes: u64,
+    /// Where the time went.
+    pub seconds: Seconds,
+}
+
+/// Wall seconds by kind of work.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Seconds {
+    /// Reading, uploading and packing weights.
+    pub load: f64,
+    /// Device work of scoring, with the head.
+    pub score: f64,
+    /// Device work of generation, with the head.
+    pub generate: f64,
+}
+
+/// What `undertext devices --json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Devices {
+    /// Best first; without the CPU pass, which is always there.
+    pub devices: Vec<Device>,
+}
+
+/// What `undertext generate --json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generated {
+    /// The prompt as token ids.
+    pub prompt_ids: Vec<u32>,
+    /// The new token ids, with the end-of-sequence token if one came.
+    pub token_ids: Vec<u32>,
+    /// The new tokens as text.
+    pub text: String,
+    /// What it ran on.
+    pub device: Device,
+    /// As asked for.
+    pub precision: String,
+    /// What the matrices of the layers were stored in.
+    pub scheme: String,
+    /// What it cost.
+    pub counters: Counters,
+}
