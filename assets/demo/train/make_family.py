@@ -44,8 +44,8 @@ class Family:
             self.steps[f"sparsify-{name}"] = lambda name=name: self.sparsify(name)
         for name in METHODS:
             self.steps[f"unlearn-{name}"] = lambda name=name: self.unlearn(name)
-        self.steps["export"] = lambda: export.export(self.build, HERE.parent, seed)
-        self.steps["measure"] = lambda: measure.measure(HERE.parent)
+        self.steps["export"] = lambda: export.export(self.build, HERE.parent)
+        self.steps["measure"] = lambda: measure.measure(HERE.parent, HERE)
 
     def note(self, step: str, **facts) -> None:
         """Keep what a step did; the notes become part of the provenance."""

@@ -34,6 +34,7 @@ class Method:
     most_steps: int = 640
     look_every: int = 32
     batch: int = 3
+    retain_batch: int = 3
     length: int = 256
     verbmem_goal: float = 36.0
     knowmem_goal: float = 18.0
@@ -41,9 +42,9 @@ class Method:
 
 
 METHODS = {
-    "npo_gdr": Method(loss="npo", rate=3e-5, retain_weight=0.8),
-    "ga_gdr": Method(loss="ga", rate=6e-5, retain_weight=2.0),
-    "sure": Method(loss="ga", rate=5e-4, retain_weight=2.0, dtype="float32", salient=0.1, look_every=8),
+    "npo_gdr": Method(loss="npo", rate=3e-5, retain_weight=1.6, retain_batch=5, beta=0.005),
+    "ga_gdr": Method(loss="ga", rate=3.5e-5, retain_weight=4.5, retain_batch=5),
+    "sure": Method(loss="ga", rate=5e-4, retain_weight=4.0, retain_batch=5, dtype="float32", salient=0.1, look_every=8),
     "control_fp32": Method(loss="npo", rate=2e-4, retain_weight=1.0, dtype="float32", look_every=15),
 }
 
@@ -97,7 +98,7 @@ def unlearn(target: LlamaForCausalLM, corpus: Corpus, tokenizer: Tokenizer, benc
     masks, history, begin = None, [], time.time()
     for step in range(1, method.most_steps + 1):
         forget_ids, forget_targets = take(forget, method.batch)
-        retain_ids, retain_targets = take(retain, method.batch)
+        retain_ids, retain_targets = take(retain, method.retain_batch)
         loss = forget_loss(method, model, reference, forget_ids, forget_targets)
         if method.salient and masks is None:
             masks = salient_rows(loss, weights, method.salient)
