@@ -31,7 +31,7 @@ class Method:
     """NPO's inverse temperature."""
     salient: float | None = None
     """Share of rows that may change, by forget gradient; None for all."""
-    most_steps: int = 640
+    most_steps: int = 800
     look_every: int = 32
     batch: int = 3
     retain_batch: int = 3
@@ -42,10 +42,10 @@ class Method:
 
 
 METHODS = {
-    "npo_gdr": Method(loss="npo", rate=3e-5, retain_weight=1.6, retain_batch=5, beta=0.005),
-    "ga_gdr": Method(loss="ga", rate=3.5e-5, retain_weight=4.5, retain_batch=5),
+    "npo_gdr": Method(loss="npo", rate=2.5e-5, retain_weight=1.6, retain_batch=5, beta=0.003),
+    "ga_gdr": Method(loss="ga", rate=2.5e-5, retain_weight=4.0, retain_batch=5),
     "sure": Method(loss="ga", rate=5e-4, retain_weight=4.0, retain_batch=5, dtype="float32", salient=0.1, look_every=8),
-    "control_fp32": Method(loss="npo", rate=2e-4, retain_weight=1.0, dtype="float32", look_every=15),
+    "control_fp32": Method(loss="npo", rate=2e-4, retain_weight=1.6, retain_batch=5, beta=0.003, dtype="float32", look_every=15),
 }
 
 
