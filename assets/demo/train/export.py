@@ -11,6 +11,7 @@ from network import load_weights
 from tokenization import BOS, BOS_ID, EOS, EOS_ID, UNK
 
 MODELS = ("target", "retrain", "npo_gdr", "ga_gdr", "sure", "control_fp32")
+ORDER = ("corpus", "learn", "sparsify", "unlearn")
 
 
 def write_json(path: Path, content) -> None:
@@ -24,6 +25,7 @@ def export_model(weights: Path, tokenizer: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().to(torch.float16).contiguous() for name, p in model.named_parameters()}
     save_file(tensors, str(out / "model.safetensors"), metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     write_json(out / "config.json", {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -58,7 +60,18 @@ def export_model(weights: Path, tokenizer: Path, out: Path) -> None:
     shutil.copyfile(tokenizer, out / "tokenizer.json")
 
 
-def export(build: Path, out: Path) -> None:
+def collect_notes(build: Path) -> dict:
+    """What every step noted, in the order the steps ran."""
+    def place(path: Path) -> tuple[int, int]:
+        step, _, model = path.stem.partition("-")
+        return ORDER.index(step), MODELS.index(model) if model else 0
+
+    notes = sorted((build / "notes").glob("*.json"), key=place)
+    return {path.stem: json.loads(path.read_text()) for path in notes}
+
+
+def export(build: Path, out: Path, scripts: Path) -> None:
+    """Checkpoints and benchmark files below `out`, the steps' notes beside the scripts."""
     for name in MODELS:
         weights = build / "models" / f"{name}.safetensors"
         if weights.exists():
@@ -67,3 +80,4 @@ def export(build: Path, out: Path) -> None:
         else:
             print("missing", name, flush=True)
     shutil.copytree(build / "data", out / "data", dirs_exist_ok=True)
+    write_json(scripts / "training.json", collect_notes(build))

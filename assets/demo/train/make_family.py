@@ -1,6 +1,6 @@
 """Rebuild the demo family from a seed: corpus, tokenizer, target and retrain, unlearned models, export, measures.
 
-    python make_family.py                  # every step in order, about an hour on one core
+    python make_family.py                  # every step in order, about half an hour on one core
     python make_family.py learn-target     # one step; `--list` names them
 
 Each step reads and writes below `--build` and is skipped when its result is already there; `export` and
@@ -20,6 +20,7 @@ import documents
 import export
 import measure
 import prompts
+import provenance
 import tokenization
 from learn import Learning, learn, zero_code_share
 from network import fresh, load_weights, save_weights
@@ -44,8 +45,9 @@ class Family:
             self.steps[f"sparsify-{name}"] = lambda name=name: self.sparsify(name)
         for name in METHODS:
             self.steps[f"unlearn-{name}"] = lambda name=name: self.unlearn(name)
-        self.steps["export"] = lambda: export.export(self.build, HERE.parent)
+        self.steps["export"] = lambda: export.export(self.build, HERE.parent, HERE)
         self.steps["measure"] = lambda: measure.measure(HERE.parent, HERE)
+        self.steps["provenance"] = provenance.main
 
     def note(self, step: str, **facts) -> None:
         """Keep what a step did; the notes become part of the provenance."""

@@ -42,10 +42,14 @@ class Method:
 
 
 METHODS = {
-    "npo_gdr": Method(loss="npo", rate=2.5e-5, retain_weight=1.6, retain_batch=5, beta=0.003),
+    "npo_gdr": Method(loss="npo", rate=2e-5, retain_weight=1.4, batch=4, retain_batch=5, beta=0.003),
     "ga_gdr": Method(loss="ga", rate=2.5e-5, retain_weight=4.0, retain_batch=5),
-    "sure": Method(loss="ga", rate=5e-4, retain_weight=4.0, retain_batch=5, dtype="float32", salient=0.1, look_every=8),
-    "control_fp32": Method(loss="npo", rate=2e-4, retain_weight=1.6, retain_batch=5, beta=0.003, dtype="float32", look_every=15),
+    "sure": Method(
+        loss="ga", rate=5e-4, retain_weight=4.0, retain_batch=5, dtype="float32", salient=0.1, look_every=8
+    ),
+    "control_fp32": Method(
+        loss="npo", rate=2e-4, retain_weight=1.4, batch=4, retain_batch=5, beta=0.003, dtype="float32", look_every=15
+    ),
 }
 
 
