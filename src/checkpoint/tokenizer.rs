@@ -147,6 +147,24 @@ impl Tokenizer {
         Ok(clean_up(self.decode_plain(ids)?))
     }
 
+    /// Ids, in ascending order, whose text on their own contains one of `needles`.
+    ///
+    /// # Errors
+    ///
+    /// If the decoder fails.
+    pub fn ids_containing(&self, needles: &[&str]) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for id in self.inner.get_vocab(true).into_values() {
+            let text = self.decode_plain(&[id])?;
+            if needles.iter().any(|needle| text.contains(needle)) {
+                ids.push(id);
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
     fn decode_plain(&self, ids: &[u32]) -> Result<String> {
         self.inner
             .decode(ids, true)

@@ -12,7 +12,7 @@ use crate::metrics::rouge::{RougeL, rouge_l};
 use crate::metrics::{Measured, mean_percent};
 
 /// Where MUSE ends a KnowMem answer: at the first of each, one after the other.
-const KNOWMEM_ENDS: [&str; 3] = ["\n\n", "\nQuestion", "Question:"];
+pub(super) const KNOWMEM_ENDS: [&str; 3] = ["\n\n", "\nQuestion", "Question:"];
 
 /// What one arm scored on a corpus.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,6 +13,8 @@
 //! Texts are encoded with the special tokens that the tokenizer adds by itself and decoded without them, with
 //! transformers' `clean_up_tokenization_spaces`.
 //!
+//! KnowMem answers also end at a token that holds one of the cut marks: nothing after it can count.
+//!
 //! One rule is ours, since MUSE leaves it to the model to fail: what does not fit the context is cut, and
 //! counted ([`Prepared::truncated`]). A prompt loses tokens from its left, after the tokenizer's BOS, until it
 //! leaves room for the answer; a scored text loses its end.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::measure::KNOWMEM_ENDS;
 use super::{Example, Metric, Muse};
 use crate::checkpoint::Tokenizer;
 use crate::engine::{Ask, Task};
@@ -47,16 +48,17 @@ impl Muse {
                 supported: format!("more than {}, which VerbMem's answers need", VERBMEM_TOKENS + 1),
             });
         }
-        let mut builder =
-            Builder { muse: self, tokenizer, context, stop, tasks: Vec::new(), groups: Vec::new() };
-        builder.generate(Metric::VerbmemForget, &self.verbmem_forget, VERBMEM_TOKENS, |truth| {
+        let mut builder = Builder { muse: self, tokenizer, context, tasks: Vec::new(), groups: Vec::new() };
+        builder.generate(Metric::VerbmemForget, &self.verbmem_forget, VERBMEM_TOKENS, stop, |truth| {
             let ids = tokenizer.encode(truth)?;
             tokenizer.decode_cleaned(&ids[..ids.len().min(VERBMEM_TOKENS)])
         })?;
+        // What follows the end of an answer is cut from it, so it need not be generated.
+        let ends = [stop, &tokenizer.ids_containing(&KNOWMEM_ENDS)?].concat();
         for (metric, examples) in
             [(Metric::KnowmemForget, &self.knowmem_forget), (Metric::KnowmemRetain, &self.knowmem_retain)]
         {
-            builder.generate(metric, examples, KNOWMEM_TOKENS, |truth| Ok(truth.to_owned()))?;
+            builder.generate(metric, examples, KNOWMEM_TOKENS, &ends, |truth| Ok(truth.to_owned()))?;
         }
         builder.score("forget", &self.privleak_forget)?;
         builder.score("holdout", &self.privleak_holdout)?;
@@ -93,7 +95,6 @@ struct Builder<'a> {
     muse: &'a Muse,
     tokenizer: &'a Tokenizer,
     context: usize,
-    stop: &'a [u32],
     tasks: Vec<Task>,
     groups: Vec<Group>,
 }
@@ -104,6 +105,7 @@ impl Builder<'_> {
         metric: Metric,
         examples: &[Example],
         max_new: usize,
+        stop: &[u32],
         truth: impl Fn(&str) -> Result<String>,
     ) -> Result<()> {
         let start = self.tasks.len();
@@ -111,7 +113,7 @@ impl Builder<'_> {
         for (index, example) in examples.iter().enumerate() {
             let mut tokens = self.encode(metric, index, &example.prompt)?;
             truncated += usize::from(self.cut_left(&mut tokens, self.context - max_new));
-            self.tasks.push(Task { tokens, ask: Ask::Generate { max_new, stop: self.stop.to_vec() } });
+            self.tasks.push(Task { tokens, ask: Ask::Generate { max_new, stop: stop.to_vec() } });
         }
         let truths = examples.iter().map(|example| truth(&example.truth)).collect::<Result<_>>()?;
         self.groups.push(Group { metric, split: "", tasks: start..self.tasks.len(), truths, truncated });
