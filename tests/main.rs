@@ -1,8 +1,10 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
 mod adapters;
+mod audit;
 mod checkpoint;
 mod engine;
+mod family;
 mod golden;
 mod kernels;
 mod llama;
