@@ -29,7 +29,11 @@ struct Script {
 impl Script {
     fn new(knows: u32, recites: u32, log_probs: [f32; 4]) -> Self {
         let texts = [30, 31, 40, 41].map(word);
-        Self { knows: word(knows), recites: word(recites), log_probs: texts.into_iter().zip(log_probs).collect() }
+        Self {
+            knows: word(knows),
+            recites: word(recites),
+            log_probs: texts.into_iter().zip(log_probs).collect(),
+        }
     }
 }
 
@@ -139,7 +143,8 @@ fn recovery_names_its_denominators() {
 
     let recovery = findings.recovery();
     let of: Vec<_> = recovery.iter().map(|r| (r.unlearned, r.precision, r.metric)).collect();
-    let all = [INT8, INT4].map(|precision| [(1, precision, "verbmem_forget"), (1, precision, "knowmem_forget")]);
+    let all =
+        [INT8, INT4].map(|precision| [(1, precision, "verbmem_forget"), (1, precision, "knowmem_forget")]);
     assert_eq!(of, all.concat());
 
     let int8 = &recovery[1].ratios;
@@ -175,7 +180,11 @@ fn privleak_is_measured_against_what_was_given() {
     let family = Family::new(&["target", "npo", "retrain"]);
     let leaks = |findings: &Findings, model| {
         let arm = findings.arm(model, INT4).unwrap();
-        findings.priv_leak(arm).into_iter().map(|leak| (leak.reference, value(&leak.value))).collect::<Vec<_>>()
+        findings
+            .priv_leak(arm)
+            .into_iter()
+            .map(|leak| (leak.reference, value(&leak.value)))
+            .collect::<Vec<_>>()
     };
     let findings = run(request(&family));
     assert_eq!(leaks(&findings, 0), [(Reference::Half, -100.0)]);

@@ -3,6 +3,7 @@
 mod adapters;
 mod audit;
 mod checkpoint;
+mod cli;
 mod engine;
 mod family;
 mod golden;
@@ -11,5 +12,6 @@ mod llama;
 mod metrics;
 mod quant;
 mod reference;
+mod report;
 mod shaders;
 mod suite;
