@@ -8,11 +8,11 @@
 //   out      [t, h, e]      f32
 //
 // out = softmax(q k^T scale) v over positions 0..=position of the token's own sequence. Query head i
-// reads KV head i / (h / g). Grid: (t, h) workgroups of WG lanes. The positions are taken WG at a
-// time: each lane scores one, their maximum and sum are found as trees, then lane i < e / 4 adds up
-// quad i of the values in order.
+// reads KV head i / (h / g). Grid: flat; a workgroup of WG lanes serves WG / 8 of the t h queries. Lane l
+// of a query walks positions l, l + 8, ... with a running maximum of its own; then the lanes' sums are
+// brought to their common maximum and added in order, eight quads at a time, lane j taking quad j.
 //
-// Links `const QUADS` = e / 4, at most WG, and common/reduce.wgsl. f64 twin: kernels::attention.
+// Links `const QUADS` = e / 4 and common/index.wgsl. f64 twin: kernels::attention.
 
 struct Params {
     t: u32, // tokens
@@ -30,70 +30,86 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
 
 override WG: u32 = 64u;
-override LANES: u32 = 64u;
 // Tokens a page; model::PAGE.
 override PAGE: u32 = 16u;
 
-var<workgroup> scores: array<f32, WG>;
-var<workgroup> slots: array<u32, WG>;
-// The place's position and table, the same for all lanes.
-var<workgroup> shared_place: vec2<u32>;
+// Lanes a query; kernels::attention has the same number.
+const LANES: u32 = 8u;
+
+// Each lane's maximum and sum of weights.
+var<workgroup> states: array<vec2<f32>, WG>;
+// Eight quads of each lane's sum of values.
+var<workgroup> partial: array<vec4<f32>, WG * LANES>;
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let token = id.x;
-    let head = id.y;
-    if lane == 0u {
-        shared_place = places[token].xz;
-    }
-    let place = workgroupUniformLoad(&shared_place);
-    let count = place.x + 1u;
-    let kv_head = head / (params.heads / params.kv_heads);
-    let at = (token * params.heads + head) * QUADS;
+    let index = flat_workgroup(id) * (WG / LANES) + lane / LANES;
+    let inside = index < params.t * params.heads;
+    // Past the edge a lane repeats the last query with nothing to attend to, and stores nothing.
+    let at = min(index, params.t * params.heads - 1u);
+    let place = places[at / params.heads];
+    let kv_head = at % params.heads / (params.heads / params.kv_heads);
+    let count = select(0u, place.x + 1u, inside);
+    let first = lane - lane % LANES;
 
-    var sum = vec4<f32>();
+    var query: array<vec4<f32>, QUADS>;
+    var sum: array<vec4<f32>, QUADS>;
+    for (var i = 0u; i < QUADS; i += 1u) {
+        query[i] = q[at * QUADS + i] * params.scale;
+        sum[i] = vec4<f32>();
+    }
     // Finite: with fast math a device may not know infinity.
     var top = -3.0e38;
     var weight = 0.0;
-    for (var first = 0u; first < count; first += WG) {
-        let position = first + lane;
-        var score = -3.0e38;
-        if position < count {
-            let slot = table[place.y + position / PAGE] * PAGE + position % PAGE;
-            let base = (slot * params.kv_heads + kv_head) * QUADS;
-            var products = vec4<f32>();
+    for (var position = lane % LANES; position < count; position += LANES) {
+        let slot = table[place.z + position / PAGE] * PAGE + position % PAGE;
+        let base = (slot * params.kv_heads + kv_head) * QUADS;
+        var products = vec4<f32>();
+        for (var i = 0u; i < QUADS; i += 1u) {
+            products += query[i] * cache_k[base + i];
+        }
+        let score = dot(products, vec4<f32>(1.0));
+        if score > top {
+            let shrink = exp(top - score);
+            weight *= shrink;
             for (var i = 0u; i < QUADS; i += 1u) {
-                products += q[at + i] * params.scale * cache_k[base + i];
+                sum[i] *= shrink;
             }
-            score = dot(products, vec4<f32>(1.0));
-            slots[lane] = base;
+            top = score;
         }
-        scores[lane] = score;
-        workgroupBarrier();
-        for (var half = WG / 2u; half > 0u; half /= 2u) {
-            if lane < half {
-                scores[lane] = max(scores[lane], scores[lane + half]);
-            }
-            workgroupBarrier();
+        let p = exp(score - top);
+        weight += p;
+        for (var i = 0u; i < QUADS; i += 1u) {
+            sum[i] += p * cache_v[base + i];
         }
-        let peak = max(top, scores[0]);
-        workgroupBarrier();
-
-        let p = select(0.0, exp(score - peak), position < count);
-        scores[lane] = p;
-        let shrink = exp(top - peak);
-        weight = weight * shrink + sum_lanes(lane, vec4<f32>(p)).x;
-        sum *= shrink;
-        top = peak;
-        if lane < QUADS {
-            let end = min(count - first, WG);
-            for (var j = 0u; j < end; j += 1u) {
-                sum += scores[j] * cache_v[slots[j] + lane];
-            }
-        }
-        workgroupBarrier();
     }
-    if lane < QUADS {
-        out[at + lane] = sum / weight;
+    states[lane] = vec2<f32>(top, weight);
+    workgroupBarrier();
+
+    var joint = states[first].x;
+    for (var i = 1u; i < LANES; i += 1u) {
+        joint = max(joint, states[first + i].x);
+    }
+    // A lane without positions has weight 0 and sums of 0, whatever its factor.
+    var total = 0.0;
+    for (var i = 0u; i < LANES; i += 1u) {
+        let state = states[first + i];
+        total += state.y * exp(state.x - joint);
+    }
+    let factor = exp(top - joint);
+    for (var quad = 0u; quad < QUADS; quad += LANES) {
+        for (var j = 0u; j < min(LANES, QUADS - quad); j += 1u) {
+            partial[lane * LANES + j] = sum[quad + j] * factor;
+        }
+        workgroupBarrier();
+        let own = quad + lane % LANES;
+        if own < QUADS && inside {
+            var value = partial[first * LANES + lane % LANES];
+            for (var i = 1u; i < LANES; i += 1u) {
+                value += partial[(first + i) * LANES + lane % LANES];
+            }
+            out[index * QUADS + own] = value / total;
+        }
+        workgroupBarrier();
     }
 }

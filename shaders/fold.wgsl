@@ -5,9 +5,10 @@
 //   state   [m]     maximum, sum of exp(logit - maximum), logit of the given token, argmax
 //
 // Chunks come in ascending order, the first with first = 0. Equal maxima keep the lowest token. Grid:
-// flat, one workgroup of WG lanes a row: lane l takes columns l, l + WG, ...; lanes are joined as trees.
+// flat, one workgroup of WG lanes a row. Lane l walks columns l, l + WG, ... with a running maximum; lane 0
+// then joins the lanes in order.
 //
-// Links common/index.wgsl and common/reduce.wgsl. f64 twin: kernels::fold.
+// Links common/index.wgsl. f64 twin: kernels::fold.
 
 struct Params {
     rows: u32, // m
@@ -29,10 +30,21 @@ struct State {
 @group(0) @binding(3) var<storage, read_write> states: array<State>;
 
 override WG: u32 = 64u;
-override LANES: u32 = 64u;
 
-var<workgroup> tops: array<f32, WG>;
-var<workgroup> columns: array<u32, WG>;
+// Each lane's statistics.
+var<workgroup> lanes: array<State, WG>;
+
+// The statistics of two disjoint sets of columns together.
+fn join(a: State, b: State) -> State {
+    let top = max(a.top, b.top);
+    var state = a;
+    state.top = top;
+    state.sum = a.sum * exp(a.top - top) + b.sum * exp(b.top - top);
+    if b.top > a.top || (b.top == a.top && b.argmax < a.argmax) {
+        state.argmax = b.argmax;
+    }
+    return state;
+}
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -42,48 +54,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     let base = row * params.n;
 
-    var top = -3.4e38;
-    var column = 0u;
+    // Finite, and below every logit: a lane without columns has weight 0.
+    var own = State(-3.4e38, 0.0, 0.0, 0xffffffffu);
     for (var i = lane; i < params.n; i += WG) {
         let logit = logits[base + i];
-        if logit > top {
-            top = logit;
-            column = i;
+        if logit > own.top {
+            own.sum *= exp(own.top - logit);
+            own.top = logit;
+            own.argmax = params.first + i;
         }
+        own.sum += exp(logit - own.top);
     }
-    tops[lane] = top;
-    columns[lane] = column;
+    lanes[lane] = own;
     workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if lane < half {
-            let other = tops[lane + half];
-            let before = columns[lane + half] < columns[lane];
-            if other > tops[lane] || (other == tops[lane] && before) {
-                tops[lane] = other;
-                columns[lane] = columns[lane + half];
-            }
-        }
-        workgroupBarrier();
-    }
-    let peak = tops[0];
-
-    var sum = 0.0;
-    for (var i = lane; i < params.n; i += WG) {
-        sum += exp(logits[base + i] - peak);
-    }
-    sum = sum_lanes(lane, vec4<f32>(sum)).x;
 
     if lane == 0u {
-        var state = State(peak, sum, 0.0, params.first + columns[0]);
+        var state = lanes[0];
+        for (var i = 1u; i < min(WG, params.n); i += 1u) {
+            state = join(state, lanes[i]);
+        }
         if params.first > 0u {
-            let old = states[row];
-            let joint = max(old.top, peak);
-            state.sum = old.sum * exp(old.top - joint) + sum * exp(peak - joint);
-            state.top = joint;
-            state.given_logit = old.given_logit;
-            if old.top >= peak {
-                state.argmax = old.argmax;
-            }
+            state = join(states[row], state);
         }
         let asked = given[row] - params.first;
         if given[row] >= params.first && asked < params.n {

@@ -6,10 +6,10 @@
 //   gain   [d]        f32
 //   y      [m, d]     f32
 //
-// Grid: flat, one workgroup of WG lanes a row of y. Lane l takes the quads l, l + WG, ...; the
-// squares are summed in f32 and then over the lanes as a binary tree.
+// Grid: flat; a workgroup of WG lanes serves WG / LANES rows of y. Lane l of a row takes the quads l,
+// l + LANES, ...; the squares are summed in f32, and every lane adds up the lanes' sums in order.
 //
-// Links common/index.wgsl and common/reduce.wgsl. f64 twin: kernels::rms_norm.
+// Links common/index.wgsl. f64 twin: kernels::rms_norm.
 
 struct Params {
     rows: u32, // of y
@@ -26,24 +26,26 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 
 override WG: u32 = 64u;
-override LANES: u32 = 64u;
+override LANES: u32 = 8u;
 override ADD: bool = false;
 override GATHER: bool = false;
 
+// Each lane's sum of squares.
+var<workgroup> squares: array<f32, WG>;
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let index = flat_workgroup(id);
-    if index >= params.rows {
-        return;
-    }
+    let index = flat_workgroup(id) * (WG / LANES) + lane / LANES;
+    let inside = index < params.rows;
     var row = index;
-    if GATHER {
+    if GATHER && inside {
         row = rows[index];
     }
     let quads = params.d / 4u;
+    let end = select(0u, quads, inside);
 
-    var squares = 0.0;
-    for (var q = lane; q < quads; q += WG) {
+    var own = 0.0;
+    for (var q = lane % LANES; q < end; q += LANES) {
         var value = h[row * quads + q];
         if ADD {
             value += delta[row * quads + q];
@@ -51,12 +53,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
                 h[row * quads + q] = value;
             }
         }
-        squares += dot(value, value);
+        own += dot(value, value);
     }
-    let sum = sum_lanes(lane, vec4<f32>(squares)).x;
+    squares[lane] = own;
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var i = 0u; i < LANES; i += 1u) {
+        sum += squares[lane - lane % LANES + i];
+    }
     let factor = inverseSqrt(sum / f32(params.d) + params.eps);
 
-    for (var q = lane; q < quads; q += WG) {
+    for (var q = lane % LANES; q < end; q += LANES) {
         var value = h[row * quads + q];
         if ADD && GATHER {
             value += delta[row * quads + q];

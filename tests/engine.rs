@@ -1,6 +1,13 @@
 //! The engine on a fake model whose answer to a row is a hash of everything the row can see
 //! through the block table: a wrong slot, a leak or wrong sharing changes the answer.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, and knows how small its numbers are"
+)]
+
 use std::collections::{HashMap, HashSet};
 
 use undertext::engine::{Ask, Engine, Observation, Options, Task};

@@ -66,7 +66,8 @@ fn observations_are_bit_identical_in_any_batch() {
     for gpu in adapters::all() {
         let load = || Llama::load(gpu, &checkpoint, precision, false, 1024).unwrap();
         let want = observe(load(), true, &tasks);
-        for (tokens, wanted, pages, share) in [(1024, 1024, 64, false), (7, 3, 7, true), (45, 33, 12, false)] {
+        for (tokens, wanted, pages, share) in [(1024, 1024, 64, false), (7, 3, 7, true), (45, 33, 12, false)]
+        {
             let got = observe(Small(load(), Capacity { tokens, wanted, pages }), share, &tasks);
             assert_eq!(got, want, "{}: {tokens} {wanted} {pages} {share}", adapters::name(gpu));
         }
@@ -134,7 +135,9 @@ fn counters_say_what_was_done() {
     let loaded = model.counters();
     let stored: usize = weights().iter().map(|(_, _, values)| 4 * values.len()).sum();
     assert_eq!(loaded.disk_bytes, stored as u64);
-    assert!(loaded.upload_bytes >= loaded.disk_bytes - 4 * (VOCAB * 48) as u64 && loaded.peak_device_bytes > 0);
+    assert!(
+        loaded.upload_bytes >= loaded.disk_bytes - 4 * (VOCAB * 48) as u64 && loaded.peak_device_bytes > 0
+    );
     model.forward(&whole(&tokens(1, 9))).unwrap();
     let after = model.counters();
     // 12 kernels a layer, then the norm, one chunk of the head and its fold.
@@ -151,4 +154,3 @@ fn a_model_too_large_for_the_device_is_refused_by_name() {
     let text = error.to_string();
     assert!(text.contains("up_proj.weight") && text.contains(&too_large.to_string()), "{text}");
 }
-

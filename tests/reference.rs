@@ -1,5 +1,11 @@
 //! The CPU pass: against transformers' outputs, and against itself.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, and knows how small its numbers are"
+)]
+
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};

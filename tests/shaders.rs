@@ -15,8 +15,8 @@ fn resolve(source: &Source) -> (naga::Module, ModuleInfo) {
     let info = validator.validate(&module).unwrap_or_else(|error| fail(format!("{error:?}")));
     let constants = source.overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
     let entry = Some((naga::ShaderStage::Compute, "main"));
-    let (module, _) =
-        process_overrides(&module, &info, entry, &constants).unwrap_or_else(|error| fail(format!("{error:?}")));
+    let (module, _) = process_overrides(&module, &info, entry, &constants)
+        .unwrap_or_else(|error| fail(format!("{error:?}")));
     validator.reset();
     let info = validator.validate(&module).unwrap_or_else(|error| fail(format!("{error:?}")));
     (module.into_owned(), info)

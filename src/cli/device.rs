@@ -70,7 +70,9 @@ impl Device {
         let tokens = cache_tokens(checkpoint, needs);
         match self {
             Self::Cpu => Ok(Box::new(Reference::load(checkpoint, precision, needs.quantize_head, tokens)?)),
-            Self::Gpu(gpu) => Ok(Box::new(Llama::load(gpu, checkpoint, precision, needs.quantize_head, tokens)?)),
+            Self::Gpu(gpu) => {
+                Ok(Box::new(Llama::load(gpu, checkpoint, precision, needs.quantize_head, tokens)?))
+            }
         }
     }
 }

@@ -213,11 +213,14 @@ impl Answers<'_> {
     fn take(&mut self, first: usize, observation: Observation) -> Result<()> {
         let total = self.observations.len();
         let repetitions = self.repeated.remove(&first).unwrap_or_default();
-        for index in std::iter::once(first).chain(repetitions) {
+        for &index in std::iter::once(&first).chain(&repetitions) {
             self.done += 1;
             (self.tell)(Finished { index, observation: &observation, done: self.done, total })?;
+        }
+        for index in repetitions {
             self.observations[index] = Some(observation.clone());
         }
+        self.observations[first] = Some(observation);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -130,13 +131,15 @@ impl DeviceInfo {
     }
 }
 
-fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+/// Adapters that can run compute shaders, best first, in a fixed order; looked for once a process.
+fn adapters() -> &'static [(DeviceInfo, wgpu::Adapter)] {
+    static ADAPTERS: OnceLock<Vec<(DeviceInfo, wgpu::Adapter)>> = OnceLock::new();
+    ADAPTERS.get_or_init(find_adapters)
 }
 
-/// Adapters that can run compute shaders, best first, in a fixed order.
-pub(super) fn adapters() -> Vec<(DeviceInfo, wgpu::Adapter)> {
-    let found = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+fn find_adapters() -> Vec<(DeviceInfo, wgpu::Adapter)> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let mut adapters: Vec<_> = found
         .into_iter()
         .filter(|adapter| {
@@ -156,26 +159,26 @@ pub(super) fn adapters() -> Vec<(DeviceInfo, wgpu::Adapter)> {
 /// Every adapter this machine has, best first.
 #[must_use]
 pub fn list() -> Vec<DeviceInfo> {
-    adapters().into_iter().map(|(info, _)| info).collect()
+    adapters().iter().map(|(info, _)| info.clone()).collect()
 }
 
 /// The adapter that `choice` means.
-pub(super) fn pick(choice: &DeviceChoice) -> Result<(DeviceInfo, wgpu::Adapter)> {
+pub(super) fn pick(choice: &DeviceChoice) -> Result<(DeviceInfo, &'static wgpu::Adapter)> {
     let all = adapters();
     let names: Vec<_> = all.iter().map(|(info, _)| format!("{} ({})", info.name, info.backend)).collect();
     let wanted = match choice {
-        DeviceChoice::Best => all.into_iter().next(),
+        DeviceChoice::Best => all.first(),
         DeviceChoice::Cpu => None,
-        DeviceChoice::Index(index) => all.into_iter().nth(*index),
+        DeviceChoice::Index(index) => all.get(*index),
         DeviceChoice::Backend(backend, nth) => {
-            all.into_iter().filter(|(info, _)| info.backend == *backend).nth(*nth)
+            all.iter().filter(|(info, _)| info.backend == *backend).nth(*nth)
         }
         DeviceChoice::Name(part) => {
             let part = part.to_lowercase();
-            all.into_iter().find(|(info, _)| info.name.to_lowercase().contains(&part))
+            all.iter().find(|(info, _)| info.name.to_lowercase().contains(&part))
         }
     };
-    wanted.ok_or_else(|| {
+    wanted.map(|(info, adapter)| (info.clone(), adapter)).ok_or_else(|| {
         let there = if names.is_empty() { "no adapter".to_owned() } else { names.join(", ") };
         let asked = match choice {
             DeviceChoice::Best => "any GPU adapter".to_owned(),

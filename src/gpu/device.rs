@@ -39,7 +39,7 @@ impl Gpu {
     pub fn open(choice: &DeviceChoice) -> Result<Self> {
         let (info, adapter) = choice::pick(choice)?;
         let limits = adapter.limits();
-        Self::open_adapter(info, &adapter, limits)
+        Self::open_adapter(info, adapter, limits)
     }
 
     /// As [`Self::open`], with no more than the limits that every WebGPU device has: for tests of what
@@ -50,7 +50,7 @@ impl Gpu {
     /// As [`Self::open`].
     pub fn open_with_floor_limits(choice: &DeviceChoice) -> Result<Self> {
         let (info, adapter) = choice::pick(choice)?;
-        Self::open_adapter(info, &adapter, wgpu::Limits::default())
+        Self::open_adapter(info, adapter, wgpu::Limits::default())
     }
 
     fn open_adapter(info: DeviceInfo, adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {

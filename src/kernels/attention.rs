@@ -11,6 +11,8 @@ use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 
 const WG: u32 = 64;
+/// Lanes that share a query; `attention_decode.wgsl` has the same number.
+const DECODE_LANES: usize = 8;
 
 /// Head widths that tests compile; a model's own is compiled at load.
 const WIDTHS: [usize; 5] = [8, 24, 64, 128, 256];
@@ -38,10 +40,11 @@ fn prefill_source(width: usize, page: usize) -> Source {
 }
 
 fn decode_source(width: usize, page: usize) -> Source {
-    let mut source = plain(format!("attention_decode/e={width}"), file!("attention_decode.wgsl"));
+    let mut source =
+        plain(format!("attention_decode/e={width}"), file!("attention_decode.wgsl")).with_index();
     source.consts.push(("QUADS", small(width / 4)));
-    source.overrides.push(("PAGE", page as f64));
-    source.with_reduce(WG, WG)
+    source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
+    source
 }
 
 /// A launch's operands.
@@ -66,7 +69,7 @@ pub struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, x: usize) {
+    fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, grid: Grid) {
         let Self { q, cache_k, cache_v, table, places, out, t, heads } = self;
         let scale = 1.0 / (heads.width as f32).sqrt();
         let params = Params { t: small(t), heads: small(heads.queries), kv_heads: small(heads.kv), scale };
@@ -78,7 +81,7 @@ impl Operands<'_> {
             ("places", places),
             ("out", out),
         ];
-        commands.dispatch(pipeline, &params, &buffers, Grid::plane(x, heads.queries));
+        commands.dispatch(pipeline, &params, &buffers, grid);
     }
 }
 
@@ -100,7 +103,8 @@ impl AttentionPrefill {
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        operands.record(commands, &self.pipeline, operands.t.div_ceil(WG as usize));
+        let grid = Grid::plane(operands.t.div_ceil(WG as usize), operands.heads.queries);
+        operands.record(commands, &self.pipeline, grid);
     }
 }
 
@@ -111,7 +115,7 @@ pub struct AttentionDecode {
 }
 
 impl AttentionDecode {
-    /// Compiles the kernel for heads of `width` (at most 256) and pages of `page` tokens.
+    /// Compiles the kernel for heads of `width` and pages of `page` tokens.
     ///
     /// # Errors
     ///
@@ -122,7 +126,8 @@ impl AttentionDecode {
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        operands.record(commands, &self.pipeline, operands.t);
+        let queries = operands.t * operands.heads.queries;
+        operands.record(commands, &self.pipeline, Grid::flat((queries * DECODE_LANES).div_ceil(WG as usize)));
     }
 }
 
@@ -216,8 +221,8 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<P
 /// quads of a head and the sum of four: `error_j = rounding(2 + e/4 + 4) sum|q k|`. The device's own
 /// maximum cancels in the quotient, so each weight `exp(s_j - top)` is off by `error_j`, by its own
 /// exp, and by an exp and a product for every later rise of the maximum; the exponents of those add up
-/// to no more than the spread of the scores. Summing n weights and n products adds n roundings to
-/// each sum, the division 2.5 ulp.
+/// to no more than the spread of the scores. Decode brings eight lanes to their joint maximum with one
+/// more. Summing n weights and n products adds n roundings to each sum, the division 2.5 ulp.
 fn reference(query: &[f32], keys: &[f32], values: &[f32], rows: &[usize]) -> Vec<Want> {
     let width = query.len();
     let scale = 1.0 / (width as f64).sqrt();
@@ -242,7 +247,7 @@ fn reference(query: &[f32], keys: &[f32], values: &[f32], rows: &[usize]) -> Vec
     let weights: Vec<(f64, f64)> = scores
         .iter()
         .map(|(s, error)| {
-            let shrinks = exp_error(top - low) + rises as f64 * 4.0 * ULP;
+            let shrinks = 2.0 * exp_error(top - low) + (rises + 1) as f64 * 4.0 * ULP;
             ((s - top).exp(), error + exp_error(s - top) + shrinks)
         })
         .collect();

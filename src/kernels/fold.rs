@@ -22,7 +22,9 @@ pub(super) const KERNEL: Kernel =
     Kernel { name: "fold", sources: || vec![source()], params: Params::layout, cases };
 
 fn source() -> Source {
-    plain("fold".to_owned(), file!("fold.wgsl")).with_index().with_reduce(WG, WG)
+    let mut source = plain("fold".to_owned(), file!("fold.wgsl")).with_index();
+    source.overrides.push(("WG", f64::from(WG)));
+    source
 }
 
 /// One row's statistics, as the shader keeps them.
@@ -139,11 +141,14 @@ fn reference(row: &[f32], given: u32) -> [Want; 4] {
     let argmax = row.iter().position(|logit| *logit == top).unwrap_or_default();
     let terms = row.iter().map(|logit| (f64::from(*logit) - f64::from(top), f64::from(*logit)));
     let chunks = row.len().div_ceil(FOLD_CHUNK);
-    // A lane's running sum and the tree in each chunk; then a product with exp of a difference, and a
-    // sum, for each chunk. The differences of a chain add up to no more than the spread of the logits.
-    let depth = FOLD_CHUNK.div_ceil(WG as usize) + WG.ilog2() as usize + chunks * (2 + 3);
+    // A lane's running sum; then, lane by lane and chunk by chunk, two products with exp of a difference
+    // (3 ulp and one for its own rounding) and a sum; and as much for every rise of a lane's maximum. The
+    // differences of a chain add up to no more than the spread of the logits, once for each of the
+    // four levels: lane, lanes, chunks, and the term's own.
+    let rises = 16;
+    let depth = FOLD_CHUNK.div_ceil(WG as usize) + (WG as usize + chunks + rises) * (2 + 4);
     let (sum, bound) = terms.fold((0.0, 0.0), |(sum, bound), (x, _): (f64, f64)| {
-        (sum + x.exp(), bound + x.exp() * (2.0 * exp_error(x) + depth as f64 * ULP))
+        (sum + x.exp(), bound + x.exp() * (4.0 * exp_error(x) + depth as f64 * ULP))
     });
     [
         Want::Exactly(top.to_bits()),

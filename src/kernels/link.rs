@@ -46,7 +46,6 @@ const INDEX: File = file!("common/index.wgsl");
 const OCT: File = file!("common/oct.wgsl");
 const HALF: File = file!("common/half.wgsl");
 const NIBBLES: File = file!("common/nibbles.wgsl");
-const REDUCE: File = file!("common/reduce.wgsl");
 
 /// A source without formats.
 pub(super) fn plain(name: String, kernel: File) -> Source {
@@ -57,13 +56,6 @@ impl Source {
     /// Links the numbering of folded grids.
     pub(super) fn with_index(mut self) -> Self {
         self.parts.push(INDEX);
-        self
-    }
-
-    /// Links the sum over `lanes` lanes of a workgroup of `wg`.
-    pub(super) fn with_reduce(mut self, wg: u32, lanes: u32) -> Self {
-        self.parts.push(REDUCE);
-        self.overrides.extend([("WG", f64::from(wg)), ("LANES", f64::from(lanes))]);
         self
     }
 
@@ -131,9 +123,4 @@ impl Source {
         }
         self
     }
-}
-
-/// Lanes that share a row of `octs` eights: all there is work for, a power of two, at most a workgroup.
-pub(super) fn row_lanes(octs: usize, workgroup: u32) -> u32 {
-    u32::try_from(octs.next_power_of_two()).unwrap_or(u32::MAX).min(workgroup)
 }

@@ -101,7 +101,7 @@ fn cases() -> Vec<Case> {
     shapes(
         "matmul",
         |gpu, problem| {
-            problem.prepare(gpu, problem.k / 8, |gpu, scheme, bias, _| {
+            problem.prepare(gpu, problem.k / 8, |gpu, scheme, bias| {
                 let kernel = Matmul::new(gpu, scheme, bias)?;
                 Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
             })
@@ -159,7 +159,7 @@ impl Problem {
         self,
         gpu: &Gpu,
         sums: usize,
-        wrapper: fn(&Gpu, Scheme, bool, usize) -> Result<Record>,
+        wrapper: fn(&Gpu, Scheme, bool) -> Result<Record>,
     ) -> Result<Prepared> {
         let Self { scheme, bias, t, n, k } = self;
         // With a bias, also try a launch that starts inside the matrix.
@@ -187,7 +187,7 @@ impl Problem {
                 .map(|(value, magnitude)| Want::Near { value, bound: bound * magnitude })
                 .collect()
         };
-        let kernel = wrapper(gpu, scheme, bias, k)?;
+        let kernel = wrapper(gpu, scheme, bias)?;
         let outputs = vec![Output { name: "y", buffer: y.clone(), want: Box::new(want) }];
         let record = move |commands: &mut Commands| {
             let bias = bias.then_some(&bias_buffer);

@@ -2,27 +2,24 @@
 
 use std::sync::Arc;
 
-use super::link::{file, plain, row_lanes};
+use super::link::{file, plain};
 use super::matmul::{self, Operands};
 use super::{Case, Kernel, Matrix};
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Grid, Pipeline, Source};
 use crate::quant::Scheme;
 
-const WG: u32 = 64;
-/// Rows of x that a workgroup serves; `matvec.wgsl` has the same number.
-const TOKENS: usize = 8;
+/// Columns and rows of y that a workgroup computes, and lanes that share a sum; `matvec.wgsl` has the factors.
+const TILE_N: usize = 32;
+const TILE_T: usize = 8;
+const LANES: usize = 8;
 
-pub(super) const KERNEL: Kernel = Kernel {
-    name: "matvec",
-    sources: || matmul::forms(|scheme, bias| source(scheme, bias, 16)),
-    params: || (matmul::KERNEL.params)(),
-    cases,
-};
+pub(super) const KERNEL: Kernel =
+    Kernel { name: "matvec", sources: || matmul::forms(source), params: || (matmul::KERNEL.params)(), cases };
 
-fn source(scheme: Scheme, bias: bool, lanes: u32) -> Source {
+fn source(scheme: Scheme, bias: bool) -> Source {
     let name = format!("matvec/{scheme}{}", if bias { "+bias" } else { "" });
-    let mut source = plain(name, file!("matvec.wgsl")).with_format(scheme).with_reduce(WG, lanes);
+    let mut source = plain(name, file!("matvec.wgsl")).with_format(scheme);
     source.overrides.push(("BIAS", f64::from(u8::from(bias))));
     source
 }
@@ -34,24 +31,21 @@ fn source(scheme: Scheme, bias: bool, lanes: u32) -> Source {
 #[derive(Clone, Debug)]
 pub struct Matvec {
     pipeline: Arc<Pipeline>,
-    lanes: u32,
 }
 
 impl Matvec {
-    /// Compiles the kernel for matrices of `k` columns.
+    /// Compiles the kernel.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, scheme: Scheme, bias: bool, k: usize) -> Result<Self> {
-        let lanes = row_lanes(k / 8, WG);
-        Ok(Self { pipeline: gpu.pipeline(&source(scheme, bias, lanes))?, lanes })
+    pub fn new(gpu: &Gpu, scheme: Scheme, bias: bool) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&source(scheme, bias))? })
     }
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        let rows = (WG / self.lanes) as usize;
-        let grid = Grid::plane(operands.n.div_ceil(rows), operands.t.div_ceil(TOKENS));
+        let grid = Grid::plane(operands.n.div_ceil(TILE_N), operands.t.div_ceil(TILE_T));
         operands.record(commands, &self.pipeline, w, grid);
     }
 }
@@ -60,10 +54,10 @@ fn cases() -> Vec<Case> {
     matmul::shapes(
         "matvec",
         |gpu, problem| {
-            let lanes = row_lanes(problem.k / 8, WG) as usize;
-            let sums = (problem.k / 8).div_ceil(lanes) + lanes.ilog2() as usize;
-            problem.prepare(gpu, sums, |gpu, scheme, bias, k| {
-                let kernel = Matvec::new(gpu, scheme, bias, k)?;
+            // A lane's running sum, then the lanes in order.
+            let sums = (problem.k / 8).div_ceil(LANES) + LANES;
+            problem.prepare(gpu, sums, |gpu, scheme, bias| {
+                let kernel = Matvec::new(gpu, scheme, bias)?;
                 Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
             })
         },

@@ -13,8 +13,12 @@ const WG: u32 = 64;
 
 params!(Params { rows: u32, d: u32, eps: f32, unused: u32 });
 
-pub(super) const KERNEL: Kernel =
-    Kernel { name: "rms_norm", sources: || FORMS.map(source).to_vec(), params: Params::layout, cases };
+pub(super) const KERNEL: Kernel = Kernel {
+    name: "rms_norm",
+    sources: || FORMS.into_iter().flat_map(|form| [8, 16, 32, 64].map(|lanes| source(form, lanes))).collect(),
+    params: Params::layout,
+    cases,
+};
 
 /// What besides the norm a launch does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +33,15 @@ pub enum RmsNormForm {
 
 const FORMS: [RmsNormForm; 3] = [RmsNormForm::Plain, RmsNormForm::Add, RmsNormForm::AddGather];
 
-fn source(form: RmsNormForm) -> Source {
-    let mut source =
-        plain(format!("rms_norm/{form:?}"), file!("rms_norm.wgsl")).with_index().with_reduce(WG, WG);
+/// Lanes that share a row: more for wider rows.
+fn lanes(d: usize) -> u32 {
+    u32::try_from(d / 32).unwrap_or(WG).clamp(8, WG).next_power_of_two()
+}
+
+fn source(form: RmsNormForm, lanes: u32) -> Source {
+    let name = format!("rms_norm/{form:?} lanes={lanes}");
+    let mut source = plain(name, file!("rms_norm.wgsl")).with_index();
+    source.overrides.extend([("WG", f64::from(WG)), ("LANES", f64::from(lanes))]);
     let flag = |on: bool| f64::from(u8::from(on));
     source.overrides.push(("ADD", flag(form != RmsNormForm::Plain)));
     source.overrides.push(("GATHER", flag(form == RmsNormForm::AddGather)));
@@ -42,6 +52,7 @@ fn source(form: RmsNormForm) -> Source {
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     form: RmsNormForm,
+    lanes: u32,
     pipeline: Arc<Pipeline>,
 }
 
@@ -67,13 +78,14 @@ pub struct Operands<'a> {
 }
 
 impl RmsNorm {
-    /// Compiles the kernel.
+    /// Compiles the kernel for rows of `d`.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, form: RmsNormForm) -> Result<Self> {
-        Ok(Self { form, pipeline: gpu.pipeline(&source(form))? })
+    pub fn new(gpu: &Gpu, form: RmsNormForm, d: usize) -> Result<Self> {
+        let lanes = lanes(d);
+        Ok(Self { form, lanes, pipeline: gpu.pipeline(&source(form, lanes))? })
     }
 
     /// Records one launch.
@@ -84,7 +96,12 @@ impl RmsNorm {
         // `delta` and `rows` are declared in any case and read only in their forms.
         let delta = if self.form == RmsNormForm::Plain { gain } else { delta };
         let buffers = [("h", h), ("delta", delta), ("rows", rows.unwrap_or(gain)), ("gain", gain), ("y", y)];
-        commands.dispatch(&self.pipeline, &params, &buffers, Grid::flat(count));
+        commands.dispatch(
+            &self.pipeline,
+            &params,
+            &buffers,
+            Grid::flat(count.div_ceil((WG / self.lanes) as usize)),
+        );
     }
 }
 
@@ -137,16 +154,17 @@ fn prepare(gpu: &Gpu, form: RmsNormForm, t: usize, d: usize) -> Result<Prepared>
         if gathered { rows.iter().map(|row| *row as usize).collect() } else { (0..t).collect() };
     let want = move || {
         let values = reference(&added, &gain, f64::from(eps), d, &wanted_rows);
-        // The sum of squares: a quad's dot product, the lane's running sum, the tree. Half of its
+        // The sum of squares: a quad's dot product, the lane's running sum, the lanes in order. Half of its
         // relative error, of the division's and of the sum's with eps passes the root, which adds
         // 2 ulp; the residual add and two products follow.
-        let depth = 4 + (d / 4).div_ceil(WG as usize) + WG.ilog2() as usize;
+        let lanes = lanes(d) as usize;
+        let depth = 4 + (d / 4).div_ceil(lanes) + lanes;
         let relative = (0.5 * (depth as f64 + 2.5 + 1.0) + 2.0 + 1.0 + 2.0) * ULP;
         values.into_iter().map(|value| Want::Near { value, bound: relative * value.abs() }).collect()
     };
     outputs.push(Output { name: "y", buffer: y.clone(), want: Box::new(want) });
 
-    let kernel = RmsNorm::new(gpu, form)?;
+    let kernel = RmsNorm::new(gpu, form, d)?;
     let record = move |commands: &mut Commands| {
         let rows = gathered.then_some(&rows_buffer);
         let (h, delta, gain, y) = (&h_buffer, &delta_buffer, &gain_buffer, &y);

@@ -19,7 +19,7 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn new(gpu: &Gpu, matrix: Matrix, norm: Buffer) -> Result<Self> {
-        let gather = RmsNorm::new(gpu, RmsNormForm::AddGather)?;
+        let gather = RmsNorm::new(gpu, RmsNormForm::AddGather, matrix.k)?;
         Ok(Self { norm, projection: Projection::new(gpu, matrix, None)?, gather, fold: Fold::new(gpu)? })
     }
 

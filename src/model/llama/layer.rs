@@ -27,8 +27,8 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn new(gpu: &Gpu, config: &Config) -> Result<Self> {
         Ok(Self {
-            first_norm: RmsNorm::new(gpu, RmsNormForm::Plain)?,
-            norm: RmsNorm::new(gpu, RmsNormForm::Add)?,
+            first_norm: RmsNorm::new(gpu, RmsNormForm::Plain, config.hidden_size)?,
+            norm: RmsNorm::new(gpu, RmsNormForm::Add, config.hidden_size)?,
             rope: Rope::new(gpu)?,
             prefill: AttentionPrefill::new(gpu, config.head_dim, PAGE)?,
             decode: AttentionDecode::new(gpu, config.head_dim, PAGE)?,
@@ -50,7 +50,7 @@ pub(super) struct Projection {
 impl Projection {
     pub(super) fn new(gpu: &Gpu, matrix: Matrix, bias: Option<Buffer>) -> Result<Self> {
         let matmul = Matmul::new(gpu, matrix.scheme, bias.is_some())?;
-        let matvec = Matvec::new(gpu, matrix.scheme, bias.is_some(), matrix.k)?;
+        let matvec = Matvec::new(gpu, matrix.scheme, bias.is_some())?;
         Ok(Self { matrix, bias, matmul, matvec })
     }
 
