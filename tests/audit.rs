@@ -255,7 +255,7 @@ fn a_value_that_is_missing_takes_only_its_own_ratios_along() {
 fn tokenizers_must_agree_or_be_named() {
     let family = Family::new(&["target", "npo"]);
     // A tokenizer that adds no BOS.
-    family.change("npo/tokenizer.json", serde_json::json!({"post_processor": null}));
+    family.change("npo/tokenizer.json", &serde_json::json!({"post_processor": null}));
     let error = Audit::open(Plan::new(request(&family)).unwrap()).unwrap_err();
     assert_eq!(error.exit_code(), 3);
     let message = error.to_string();
@@ -268,7 +268,7 @@ fn tokenizers_must_agree_or_be_named() {
 #[test]
 fn broken_checkpoints_are_found_before_any_work() {
     let family = Family::new(&["target", "npo"]);
-    family.change("npo/config.json", serde_json::json!({"intermediate_size": 32}));
+    family.change("npo/config.json", &serde_json::json!({"intermediate_size": 32}));
     let message = Audit::open(Plan::new(request(&family)).unwrap()).unwrap_err().to_string();
     for part in ["npo", "gate_proj", "[24, 16]", "[32, 16]"] {
         assert!(message.contains(part), "{part} in {message}");

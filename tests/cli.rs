@@ -226,7 +226,10 @@ const BAD: [Bad; 15] = [
     (
         "unsupported architecture",
         |f| {
-            f.change("npo/config.json", json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}))
+            f.change(
+                "npo/config.json",
+                &json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}),
+            )
         },
         &["config.json", "MambaForCausalLM", "not supported", "LlamaForCausalLM"],
     ),
@@ -241,12 +244,12 @@ const BAD: [Bad; 15] = [
     ),
     (
         "tensor missing",
-        |f| f.change("npo/config.json", json!({"num_hidden_layers": 2})),
+        |f| f.change("npo/config.json", &json!({"num_hidden_layers": 2})),
         &["npo", "model.layers.1.", "missing"],
     ),
     (
         "shape mismatch",
-        |f| f.change("npo/config.json", json!({"intermediate_size": 32})),
+        |f| f.change("npo/config.json", &json!({"intermediate_size": 32})),
         &["model.safetensors", "mlp.gate_proj", "[24, 16]", "[32, 16]"],
     ),
     (

@@ -54,7 +54,7 @@ impl Family {
     }
 
     /// Changes keys of a JSON object.
-    pub(crate) fn change(&self, name: &str, changes: Value) {
+    pub(crate) fn change(&self, name: &str, changes: &Value) {
         let mut value: Value = serde_json::from_slice(&std::fs::read(self.path(name)).unwrap()).unwrap();
         for (key, change) in changes.as_object().unwrap() {
             value[key] = change.clone();

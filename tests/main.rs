@@ -1,5 +1,12 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test, and what only tests call, fails by panicking"
+)]
+
 mod adapters;
 mod audit;
 mod checkpoint;
