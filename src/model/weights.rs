@@ -33,6 +33,9 @@ pub(crate) enum Linear {
 }
 
 impl Linear {
+    /// All of them, in the order of their use.
+    pub(crate) const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
     /// Where it stands in a layer.
     fn module(self) -> &'static str {
         match self {
