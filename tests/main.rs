@@ -1,13 +1,24 @@
 //! All integration tests in one binary: with wgpu each further one is another slow link.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test, and what only tests call, fails by panicking"
+)]
+
 mod adapters;
+mod audit;
 mod checkpoint;
+mod cli;
 mod engine;
+mod family;
 mod golden;
 mod kernels;
 mod llama;
 mod metrics;
 mod quant;
 mod reference;
+mod report;
 mod shaders;
 mod suite;

@@ -144,7 +144,8 @@ pub(crate) fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
         for norm in [Norm::Attention, Norm::FeedForward] {
             check(&norm.name(layer), &[d])?;
         }
-        for linear in Linear::ALL {
+        use Linear::{Down, Gate, K, O, Q, Up, V};
+        for linear in [Q, K, V, O, Gate, Up, Down] {
             check(&linear.name(layer), &linear.shape(config))?;
         }
     }

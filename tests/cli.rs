@@ -1,0 +1,331 @@
+//! The program as its users see it: stdout, stderr, files, exit codes. All on the CPU pass.
+
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::family::Family;
+
+/// Runs the program with the words of `line`; `$` stands for the family's directory.
+fn undertext(family: &Family, line: &str) -> Output {
+    let root = family.path("");
+    let root = root.to_str().unwrap().trim_end_matches('/');
+    let words = line.split_whitespace().map(|word| word.replace('$', root));
+    Command::new(env!("CARGO_BIN_EXE_undertext")).args(words).current_dir(root).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// stdout, after a run that succeeded.
+fn good(output: &Output) -> &str {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    stdout(output)
+}
+
+/// stdout as the one JSON value that it must be.
+fn json_of(output: &Output) -> Value {
+    serde_json::from_str(good(output)).unwrap_or_else(|error| panic!("{error}: {}", stdout(output)))
+}
+
+const AUDIT: &str = "audit --target $/target --unlearned $/npo $/ga --data $/data --device cpu";
+
+fn family() -> Family {
+    Family::new(&["target", "npo", "ga", "retrain"])
+}
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    let family = Family::new(&[]);
+    for (line, part) in [
+        ("--help", "Exit codes:"),
+        ("audit --help", "undertext audit --target"),
+        ("demo --help", "undertext demo --limit 4"),
+        ("generate --help", "undertext generate models/target@int4-g128"),
+        ("devices --help", "undertext devices --json"),
+    ] {
+        let output = undertext(&family, line);
+        assert!(good(&output).contains(part), "{line}: {}", stdout(&output));
+        assert!(stderr(&output).is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_code_2_with_nothing_on_stdout() {
+    let family = family();
+    for (line, part) in [
+        ("", "Usage"),
+        ("audit --target $/target", "--unlearned"),
+        ("generate --prompt x", "DIR"),
+        ("generate --json --prompt x", "DIR"),
+        ("generate $/target@int9 --prompt x --device cpu", "int9"),
+        (&format!("{AUDIT} --precision fp17"), "fp17"),
+        (&format!("{AUDIT} --limit 0"), "--limit"),
+        (&format!("{AUDIT} --corpus poems"), "poems"),
+        ("audit --target $/target --unlearned $/npo $/npo --data $/data", "--unlearned"),
+    ] {
+        let output = undertext(&family, line);
+        assert_eq!(output.status.code(), Some(2), "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{line}: {}", stderr(&output));
+        assert!(stdout(&output).is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn devices_are_listed_as_json() {
+    let family = Family::new(&[]);
+    let value = json_of(&undertext(&family, "devices --json"));
+    for (index, device) in value["devices"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(device["index"], index);
+        for name in ["name", "backend", "type", "driver"] {
+            assert!(device[name].is_string(), "{name} in {device}");
+        }
+        assert!(device["f16"].is_boolean() && device["subgroups"].as_array().unwrap().len() == 2, "{device}");
+    }
+    let cpu = json_of(&undertext(&family, "devices --device cpu --json"));
+    assert_eq!(cpu["devices"][0]["type"], "cpu");
+    let output = undertext(&family, "devices --device no-such-device");
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr(&output).contains("error: no usable device"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no-such-device"));
+}
+
+#[test]
+fn generate_prints_text_or_json() {
+    let family = family();
+    let root = family.path("");
+    let run = |json: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_undertext"));
+        command.args(["generate", "--device", "cpu", "--max-new-tokens", "5", "--prompt", "w1 w2"]);
+        command.args(json).current_dir(&root).output().unwrap()
+    };
+    let value = json_of(&run(&["target@int8", "--json"]));
+    assert_eq!(value["prompt_ids"], json!([1, 9, 10]));
+    let new = value["token_ids"].as_array().unwrap();
+    assert!((1..=5).contains(&new.len()), "{value}");
+    assert_eq!((&value["precision"], &value["scheme"]), (&json!("int8"), &json!("int8")));
+    assert_eq!(value["device"]["type"], "cpu");
+    assert_eq!(value["counters"]["tokens_generated"], new.len());
+    let text = value["text"].as_str().unwrap();
+
+    let output = run(&["target@int8"]);
+    assert_eq!(good(&output), format!("{text}\n"));
+    // The directory after --json is still the directory.
+    assert_eq!(json_of(&run(&["--json", "target@int8"]))["token_ids"], value["token_ids"]);
+    let output = run(&["target@int8", "--json", "out.json"]);
+    assert_eq!(good(&output), format!("{text}\n"));
+    let saved: Value = serde_json::from_slice(&std::fs::read(family.path("out.json")).unwrap()).unwrap();
+    assert_eq!(saved["token_ids"], value["token_ids"]);
+}
+
+#[test]
+fn audit_prints_tables_or_json() {
+    let family = family();
+    let value = json_of(&undertext(&family, &format!("{AUDIT} --retrain $/retrain --limit 2 --json")));
+    assert_eq!((&value["schema_version"], &value["complete"]), (&json!(1), &json!(true)));
+    let arms = value["arms"].as_array().unwrap();
+    let names: Vec<_> = arms.iter().map(|arm| format!("{}@{}", arm["name"], arm["precision"])).collect();
+    let want = ["target", "npo", "ga", "retrain"]
+        .map(|name| ["fp16", "int8", "int4-g128"].map(|precision| format!("\"{name}\"@\"{precision}\"")));
+    assert_eq!(names, want.concat());
+    for arm in arms {
+        for metric in ["verbmem_forget", "knowmem_forget", "knowmem_retain"] {
+            assert!(arm["metrics"][metric]["value"].is_number() && arm["metrics"][metric]["n"] == 2, "{arm}");
+        }
+        assert_eq!(arm["metrics"]["privleak"]["reference"], "retrain");
+    }
+    assert_eq!(value["recovery"].as_array().unwrap().len(), 2 * 2 * 2);
+    assert!(value["counters"]["tokens_scored"].as_u64().unwrap() > 0);
+
+    let line = format!("{AUDIT} --limit 2 --precision int8 --json report.json");
+    let output = undertext(&family, &line);
+    let text = good(&output);
+    for part in ["KnowMem ↓", "int8", "fp16", "What quantization brings back in npo", "\nga: "] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains('\u{1b}'), "no escape codes in a pipe");
+    assert!(stderr(&output).contains("note: fp16 is added"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("[1/6] target fp16"), "{}", stderr(&output));
+    let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
+    assert_eq!(saved["arms"].as_array().unwrap().len(), 6);
+    assert_eq!(saved["complete"], true);
+}
+
+#[test]
+fn the_same_audit_gives_the_same_values() {
+    let family = family();
+    let run = || {
+        let value = json_of(&undertext(&family, &format!("{AUDIT} --limit 3 --json")));
+        let metrics: Vec<_> =
+            value["arms"].as_array().unwrap().iter().map(|arm| arm["metrics"].clone()).collect();
+        (metrics, value["recovery"].clone())
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn a_failing_arm_leaves_the_report_of_the_others() {
+    let family = family();
+    // The header is whole, so the audit begins; NaN shows when the weights are read.
+    poison(&family, "ga");
+    let output = undertext(&family, &format!("{AUDIT} --limit 1 --json report.json"));
+    one_line(&output, 3, &["ga", "NaN"]);
+    let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
+    assert_eq!((&saved["complete"], saved["arms"].as_array().unwrap().len()), (&json!(false), 6));
+    assert!(saved["stopped"].as_str().unwrap().contains("NaN"));
+    assert!(stdout(&output).contains("Incomplete"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_found_out_first() {
+    let family = family();
+    let output = undertext(&family, &format!("{AUDIT} --json no/such/directory/report.json"));
+    one_line(&output, 1, &["cannot write", "report.json"]);
+    assert!(!stderr(&output).contains("[1/"), "{}", stderr(&output));
+}
+
+/// A failure is one line on stderr with these parts, apart from notes and progress, and nothing panics.
+fn one_line(output: &Output, code: i32, parts: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    let lines: Vec<_> =
+        text.lines().filter(|line| !line.starts_with("note: ") && !line.starts_with('[')).collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    assert!(lines[0].starts_with("error: "), "{text}");
+    for part in parts {
+        assert!(lines[0].contains(part), "{part} in {text}");
+    }
+}
+
+/// Makes the last weight of a checkpoint NaN.
+fn poison(family: &Family, name: &str) {
+    let path = family.path(name).join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Every bad input: what breaks it, and what the error must name.
+type Bad = (&'static str, fn(&Family), &'static [&'static str]);
+
+const BAD: [Bad; 15] = [
+    ("directory missing", |f| std::fs::remove_dir_all(f.path("npo")).unwrap(), &["npo", "missing"]),
+    (
+        "no config.json",
+        |f| std::fs::remove_file(f.path("npo/config.json")).unwrap(),
+        &["npo", "config.json", "missing"],
+    ),
+    (
+        "unsupported architecture",
+        |f| {
+            f.change(
+                "npo/config.json",
+                &json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}),
+            )
+        },
+        &["config.json", "MambaForCausalLM", "not supported", "LlamaForCausalLM"],
+    ),
+    (
+        "shard missing",
+        |f| {
+            std::fs::remove_file(f.path("npo/model.safetensors")).unwrap();
+            let index = json!({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}});
+            f.write("npo/model.safetensors.index.json", index.to_string());
+        },
+        &["model-00001-of-00002.safetensors", "missing"],
+    ),
+    (
+        "tensor missing",
+        |f| f.change("npo/config.json", &json!({"num_hidden_layers": 2})),
+        &["npo", "model.layers.1.", "missing"],
+    ),
+    (
+        "shape mismatch",
+        |f| f.change("npo/config.json", &json!({"intermediate_size": 32})),
+        &["model.safetensors", "mlp.gate_proj", "[24, 16]", "[32, 16]"],
+    ),
+    (
+        "truncated safetensors",
+        |f| {
+            let bytes = std::fs::read(f.path("npo/model.safetensors")).unwrap();
+            f.write("npo/model.safetensors", &bytes[..bytes.len() - 100]);
+        },
+        &["npo", "model.safetensors"],
+    ),
+    (
+        "git-LFS pointer",
+        |f| {
+            let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n";
+            f.write("npo/model.safetensors", pointer);
+        },
+        &["model.safetensors", "LFS"],
+    ),
+    ("NaN in a weight", |f| poison(f, "npo"), &["model.safetensors", "NaN"]),
+    (
+        "tokenizer missing",
+        |f| std::fs::remove_file(f.path("npo/tokenizer.json")).unwrap(),
+        &["tokenizer.json", "missing"],
+    ),
+    (
+        "token id beyond the vocabulary",
+        |f| {
+            let mut tokenizer: Value =
+                serde_json::from_slice(&std::fs::read(f.path("npo/tokenizer.json")).unwrap()).unwrap();
+            tokenizer["model"]["vocab"]["w1"] = json!(5000);
+            f.write("npo/tokenizer.json", tokenizer.to_string());
+        },
+        &["tokenizer.json", "5000", "80"],
+    ),
+    ("empty data file", |f| f.write("data/verbmem/forget.json", ""), &["verbmem/forget.json", "empty"]),
+    ("empty list", |f| f.write("data/knowmem/forget_qa.json", "[]"), &["knowmem/forget_qa.json", "empty"]),
+    (
+        "wrong JSON field",
+        |f| f.write("data/knowmem/forget_qa.json", r#"[{"question": "w1", "reply": "w2"}]"#),
+        &["knowmem/forget_qa.json", "example 0", "answer", "reply"],
+    ),
+    ("data directory missing", |f| std::fs::remove_dir_all(f.path("data")).unwrap(), &["data", "missing"]),
+];
+
+#[test]
+fn bad_inputs_end_in_one_line_and_code_3() {
+    for (name, spoil, parts) in BAD {
+        let family = Family::new(&["target", "npo"]);
+        spoil(&family);
+        let line = "audit --target $/target --unlearned $/npo --data $/data --limit 1 --device cpu --json";
+        let output = undertext(&family, line);
+        println!("{name}: {}", stderr(&output));
+        one_line(&output, 3, parts);
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let family = Family::new(&[]);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_undertext"));
+    command.args(["devices", "--device", "cpu", "--json"]).current_dir(family.path(""));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).stderr(std::process::Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn demo_needs_no_files() {
+    let empty = TempDir::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_undertext"));
+    let output =
+        command.args(["demo", "--limit", "1", "--device", "cpu", "--json"]).current_dir(&empty).output();
+    let value = json_of(&output.unwrap());
+    assert_eq!(value["arms"].as_array().unwrap().len(), 6 * 3);
+    assert_eq!(value["arms"][0]["path"], "assets/demo/models/target");
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
+}
