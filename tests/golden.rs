@@ -6,7 +6,7 @@
     reason = "a test may panic, and shows its figures if asked"
 )]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -64,30 +64,58 @@ fn argmax(logits: &[f32]) -> usize {
     (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
 }
 
-fn tiny() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model/tiny_llama")
+/// A golden folder and the checkpoint it was made from; how many logits it keeps.
+struct Golden {
+    checkpoint: &'static str,
+    folder: &'static str,
+    logits: usize,
 }
 
-/// Logits of all positions of the three sequences (1, 17 and 45 tokens) at three precisions.
-const TINY_LOGITS: usize = (1 + 17 + 45) * 3 * 320;
+const GOLDENS: [Golden; 2] = [
+    // Every feature of the architecture at random weights: all positions of sequences of 1, 17 and 45 tokens at
+    // three precisions.
+    Golden {
+        checkpoint: "tests/golden/model/tiny_llama",
+        folder: "tests/golden/model/tiny_llama",
+        logits: (1 + 17 + 45) * 3 * 320,
+    },
+    // A trained model: the last 8 positions of two passages and a ten-shot question, by
+    // `make_logits.py assets/demo/models/target demo_target --scheme int8 --scheme int4-g128
+    // --prompts demo_target/prompts.json --last 8`.
+    Golden {
+        checkpoint: "assets/demo/models/target",
+        folder: "tests/golden/model/demo_target",
+        logits: 3 * 8 * 3 * 1280,
+    },
+];
+
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
 
 #[test]
 fn cpu_pass_is_transformers() {
-    let compared = compare(&tiny(), &tiny(), |checkpoint, precision, batch| {
-        let mut model = Reference::load(checkpoint, precision, false, CACHE_TOKENS).unwrap();
-        vec![("cpu".to_owned(), model.logits(batch).unwrap())]
-    });
-    assert_eq!(compared, TINY_LOGITS);
+    for Golden { checkpoint, folder, logits } in GOLDENS {
+        let compared =
+            compare(&in_repository(checkpoint), &in_repository(folder), |checkpoint, precision, batch| {
+                let mut model = Reference::load(checkpoint, precision, false, CACHE_TOKENS).unwrap();
+                vec![("cpu".to_owned(), model.logits(batch).unwrap())]
+            });
+        assert_eq!(compared, logits, "{folder}");
+    }
 }
 
 #[test]
 fn gpu_pass_is_transformers() {
-    let compared = compare(&tiny(), &tiny(), |checkpoint, precision, batch| {
-        let logits = |gpu| {
-            let mut model = Llama::load(gpu, checkpoint, precision, false, CACHE_TOKENS).unwrap();
-            (adapters::name(gpu), model.logits(batch).unwrap())
-        };
-        adapters::all().iter().map(logits).collect()
-    });
-    assert_eq!(compared, adapters::all().len() * TINY_LOGITS);
+    for Golden { checkpoint, folder, logits } in GOLDENS {
+        let compared =
+            compare(&in_repository(checkpoint), &in_repository(folder), |checkpoint, precision, batch| {
+                let logits = |gpu| {
+                    let mut model = Llama::load(gpu, checkpoint, precision, false, CACHE_TOKENS).unwrap();
+                    (adapters::name(gpu), model.logits(batch).unwrap())
+                };
+                adapters::all().iter().map(logits).collect()
+            });
+        assert_eq!(compared, adapters::all().len() * logits, "{folder}");
+    }
 }
