@@ -229,7 +229,7 @@ const BAD: [Bad; 15] = [
             f.change(
                 "npo/config.json",
                 &json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}),
-            )
+            );
         },
         &["config.json", "MambaForCausalLM", "not supported", "LlamaForCausalLM"],
     ),

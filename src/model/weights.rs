@@ -144,8 +144,7 @@ pub(crate) fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
         for norm in [Norm::Attention, Norm::FeedForward] {
             check(&norm.name(layer), &[d])?;
         }
-        use Linear::{Down, Gate, K, O, Q, Up, V};
-        for linear in [Q, K, V, O, Gate, Up, Down] {
+        for linear in Linear::ALL {
             check(&linear.name(layer), &linear.shape(config))?;
         }
     }
