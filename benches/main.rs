@@ -3,6 +3,8 @@
 //! `cargo bench` reports throughput; `cargo bench -- --save-baseline NAME` and `--baseline NAME` compare.
 //! `UNDERTEXT_DEVICE` chooses the device as `--device` does. The same cases are checked by the tests.
 
+#![allow(clippy::expect_used, clippy::print_stderr, reason = "a bench, not a part of the program")]
+
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

@@ -5,6 +5,9 @@ use std::fmt;
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
 
+/// Puts a case on a device.
+pub type Prepare = Box<dyn Fn(&Gpu) -> Result<Prepared>>;
+
 /// One problem for one kernel.
 pub struct Case {
     /// "matmul/int4-g128 t=33 n=65 k=256".
@@ -14,7 +17,7 @@ pub struct Case {
     /// Whether benches time it; the others are there for their awkward shapes.
     pub timed: bool,
     /// Uploads the inputs and compiles the shader.
-    pub prepare: Box<dyn Fn(&Gpu) -> Result<Prepared>>,
+    pub prepare: Prepare,
 }
 
 impl fmt::Debug for Case {

@@ -16,7 +16,7 @@ mod rope;
 mod swiglu;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
-pub use case::{Case, Output, Prepared, Want, Work};
+pub use case::{Case, Output, Prepare, Prepared, Want, Work};
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
 pub use matmul::{Matmul, Operands as MatOperands};

@@ -118,7 +118,7 @@ fn prepare(gpu: &Gpu, t: usize, heads: Heads) -> Result<Prepared> {
     let place = |token: usize| [small(token + 3), small(2 * (t - 1 - token)), 0, 0];
     let places: Vec<[u32; 4]> = (0..t).map(place).collect();
     let turn = |index: usize| {
-        let angle = (index / (width / 2)) as f32 * 0.9f32.powi((index % (width / 2)) as i32);
+        let angle = (index / (width / 2)) as f32 * 0.9f32.powf((index % (width / 2)) as f32);
         [angle.cos(), angle.sin()]
     };
     let rotary: Vec<[f32; 2]> = (0..(t + 3) * width / 2).map(turn).collect();

@@ -71,7 +71,7 @@ fn prepare(gpu: &Gpu, count: usize) -> Result<Prepared> {
         let near = |(gate, up): (&f32, &f32)| {
             let (gate, up) = (f64::from(*gate), f64::from(*up));
             let value = reference(gate, up);
-            let relative = exp_error(gate.max(-80.0).min(20.0)) + 4.5 * ULP;
+            let relative = exp_error(gate.clamp(-80.0, 20.0)) + 4.5 * ULP;
             Want::Near { value, bound: relative * value.abs() + 1e-30 * up.abs() }
         };
         gate.iter().zip(&up).map(near).collect()
