@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use bytemuck::Pod;
 
@@ -11,6 +12,9 @@ use crate::error::{Error, Result};
 
 /// Uploads are handed over in pieces of this size, so that the driver's staging memory stays small.
 const UPLOAD_PIECE_BYTES: usize = 32 << 20;
+
+/// The longest that a callback may come after its work is done.
+const CALLBACK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Device memory held now and at most.
 #[derive(Debug, Default)]
@@ -179,7 +183,8 @@ impl Gpu {
         });
         self.wait("a readback")?;
         let failed = |report: String| Error::Device { during: "a readback".to_owned(), report };
-        match receiver.try_recv() {
+        // Another thread that waits on the same device may be the one that calls back, a moment later.
+        match receiver.recv_timeout(CALLBACK_PATIENCE) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(failed(error.to_string())),
             Err(error) => return Err(failed(error.to_string())),
