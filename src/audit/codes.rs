@@ -135,6 +135,11 @@ struct Matrix {
 /// If a checkpoint is missing, broken, not supported or holds NaN, or if the two have other layers or shapes. Their
 /// dtypes may differ: weights are widened exactly.
 pub fn compare_codes(plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
+    compare_in_blocks(plan, BLOCK, watch)
+}
+
+/// [`compare_codes`], holding `block` weights of each checkpoint at a time, or one unit.
+fn compare_in_blocks(plan: CodesPlan, block: usize, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
     let begun = Instant::now();
     let target = Checkpoint::open(&plan.target)?;
     let unlearned = Checkpoint::open(&plan.unlearned)?;
@@ -148,7 +153,7 @@ pub fn compare_codes(plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result
     let mut done = 0;
     let mut stream = |name: &str, shape: &[usize], each: &mut dyn FnMut(&[f32], &[f32])| {
         let (rows, cols) = (shape[0], shape[1..].iter().product());
-        let step = unit_rows(cols) * (BLOCK / (unit_rows(cols) * cols)).max(1);
+        let step = unit_rows(cols) * (block / (unit_rows(cols) * cols)).max(1);
         for start in (0..rows).step_by(step) {
             let end = (start + step).min(rows);
             let read = |checkpoint: &Checkpoint| {
@@ -262,5 +267,45 @@ fn differ(
         what: what.to_owned(),
         found: format!("{found:?}"),
         expected: format!("{expected:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_leave_no_trace() {
+        let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/models");
+        let plan = CodesPlan {
+            target: models.join("target"),
+            unlearned: models.join("ga_gdr"),
+            schemes: vec![Scheme::Int4Row, Scheme::Nf4B64],
+            quantize_head: true,
+        };
+        let run = |block| {
+            let mut calls = Vec::new();
+            let codes =
+                compare_in_blocks(plan.clone(), block, &mut |done, total| calls.push((done, total))).unwrap();
+            (codes, calls)
+        };
+        let (whole, few) = run(BLOCK);
+        let (parts, many) = run(1);
+        assert!(many.len() > few.len());
+        assert_eq!(whole.tensors, parts.tensors);
+        assert_eq!(whole.as_stored.changed, parts.as_stored.changed);
+        for calls in [few, many] {
+            assert!(calls.is_sorted_by(|a, b| a.0 < b.0 && a.1 == b.1));
+            assert!(calls.last().is_some_and(|(done, total)| done == total), "{calls:?}");
+        }
+        assert_eq!(whole.tensors.last().map(|tensor| (tensor.layer, tensor.module)), Some((None, HEAD)));
+    }
+
+    #[test]
+    fn units_cut_no_block() {
+        for cols in [8, 24, 72, 128, 4096, 11_008, 1 << 20] {
+            assert!((unit_rows(cols) * cols).is_multiple_of(64), "{cols}");
+            assert!(unit_rows(cols) * cols <= UNIT.max(8 * cols) + 7 * cols, "{cols}");
+        }
     }
 }
