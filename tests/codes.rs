@@ -298,8 +298,8 @@ fn the_text_reads_the_survival() {
     assert!(text.contains("100 % of the update survives int8: expect nothing to come back."), "{text}");
     let words = "7 % of the update survives int4-g128: expect the forgotten knowledge back.";
     assert!(text.contains(words), "{text}");
-    // A map where something is lost, none where nothing is.
-    assert!(text.contains("Survival in int4-g128, by layer and module"), "{text}");
+    // One map, of the scheme in which least survives.
+    assert!(text.contains("Survival in int4-g128 by layer and module (of others"), "{text}");
     assert!(!text.contains("Survival in int8"), "{text}");
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let row = text.lines().map(words).find(|words| words.first().is_some_and(|word| word == "3")).unwrap();

@@ -276,8 +276,15 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
          zero: share of the target's weights that quantize to 0; then the share of the squared update that stands on them\n\
          |u-t|/step: mean and 99 % quantile; capped at 1, its mean is the share of codes that should flip"
     )?;
-    for (name, scheme) in asked.iter().filter(|(_, scheme)| scheme.total.survival.is_some_and(|s| s < KEPT)) {
-        writeln!(text, "\nSurvival in {name}, by layer and module\n{}", map(scheme, style).trim_fmt())?;
+    let survival = |scheme: &SchemeCodes| scheme.total.survival.unwrap_or(f64::INFINITY);
+    let least = asked.iter().min_by(|(_, a), (_, b)| survival(a).total_cmp(&survival(b)));
+    if let Some((name, scheme)) = least.filter(|(_, scheme)| scheme.total.survival.is_some()) {
+        let others = if asked.len() > 1 { " (of others: --schemes NAME, or --json)" } else { "" };
+        writeln!(
+            text,
+            "\nSurvival in {name} by layer and module{others}\n{}",
+            map(scheme, style).trim_fmt()
+        )?;
     }
     writeln!(text)?;
     for (_, scheme) in &asked {
