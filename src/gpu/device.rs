@@ -30,8 +30,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the device that `choice` means, with all the limits it offers and no feature that a
-    /// kernel would need.
+    /// Opens the device that `choice` means, with all the limits it offers, and subgroups and timestamps
+    /// where it has them; no kernel is without a form that needs neither.
     ///
     /// # Errors
     ///
@@ -56,8 +56,9 @@ impl Gpu {
     fn open_adapter(info: DeviceInfo, adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("undertext"),
-            // Only for measuring.
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            // Timestamps only for measuring, subgroups for some families of kernels.
+            required_features: adapter.features()
+                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP),
             required_limits: limits.clone(),
             ..Default::default()
         };
@@ -98,6 +99,12 @@ impl Gpu {
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// Whether kernels may use subgroups here, of four lanes or more as WebGPU promises.
+    #[must_use]
+    pub fn has_subgroups(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SUBGROUP) && self.info.subgroups[0] >= 4
     }
 
     /// Largest buffer in bytes that a kernel can see.

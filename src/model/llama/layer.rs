@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, Config};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernels::{
-    AttentionDecode, AttentionOperands, AttentionPrefill, Heads, MatOperands, Matmul, Matrix, Matvec,
+    AttentionDecode, AttentionOperands, AttentionPrefill, Family, Heads, MatOperands, Matmul, Matrix, Matvec,
     NormOperands, Packer, RmsNorm, RmsNormForm, Rope, RopeOperands, Swiglu,
 };
 use crate::model::weights::{Linear, Norm};
@@ -49,7 +49,7 @@ pub(super) struct Projection {
 
 impl Projection {
     pub(super) fn new(gpu: &Gpu, matrix: Matrix, bias: Option<Buffer>) -> Result<Self> {
-        let matmul = Matmul::new(gpu, matrix.scheme, bias.is_some())?;
+        let matmul = Matmul::new(gpu, Family::Register, matrix.scheme, bias.is_some())?;
         let matvec = Matvec::new(gpu, matrix.scheme, bias.is_some())?;
         Ok(Self { matrix, bias, matmul, matvec })
     }
