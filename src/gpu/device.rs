@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::buffer::Memory;
 use super::choice::{self, DeviceChoice, DeviceInfo};
 use super::shader::Pipeline;
+use super::tune::Tuner;
 use crate::error::{Error, Result};
 
 /// A device that has not answered for this long is given up.
@@ -24,6 +25,7 @@ pub struct Gpu {
     pub(super) dispatches: AtomicU64,
     pub(super) submissions: AtomicU64,
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    pub(super) tuner: Tuner,
     info: DeviceInfo,
     /// The first failure that no error scope caught.
     failure: Arc<Mutex<Option<String>>>,
@@ -90,6 +92,7 @@ impl Gpu {
             dispatches: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
             pipelines: Mutex::default(),
+            tuner: Tuner::default(),
             info,
             failure,
         })

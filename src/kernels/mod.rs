@@ -14,6 +14,7 @@ mod pack;
 mod rms_norm;
 mod rope;
 mod swiglu;
+mod tune;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
