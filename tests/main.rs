@@ -23,3 +23,4 @@ mod reference;
 mod report;
 mod shaders;
 mod suite;
+mod tune;

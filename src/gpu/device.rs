@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::buffer::Memory;
 use super::choice::{self, DeviceChoice, DeviceInfo};
 use super::shader::Pipeline;
+use super::tune::Tuner;
 use crate::error::{Error, Result};
 
 /// A device that has not answered for this long is given up.
@@ -24,14 +25,15 @@ pub struct Gpu {
     pub(super) dispatches: AtomicU64,
     pub(super) submissions: AtomicU64,
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    pub(super) tuner: Tuner,
     info: DeviceInfo,
     /// The first failure that no error scope caught.
     failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Gpu {
-    /// Opens the device that `choice` means, with all the limits it offers and no feature that a
-    /// kernel would need.
+    /// Opens the device that `choice` means, with all the limits it offers, and subgroups and timestamps
+    /// where it has them; no kernel is without a form that needs neither.
     ///
     /// # Errors
     ///
@@ -56,8 +58,9 @@ impl Gpu {
     fn open_adapter(info: DeviceInfo, adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("undertext"),
-            // Only for measuring.
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            // Timestamps only for measuring, subgroups for some families of kernels.
+            required_features: adapter.features()
+                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP),
             required_limits: limits.clone(),
             ..Default::default()
         };
@@ -89,6 +92,7 @@ impl Gpu {
             dispatches: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
             pipelines: Mutex::default(),
+            tuner: Tuner::default(),
             info,
             failure,
         })
@@ -98,6 +102,12 @@ impl Gpu {
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// Whether kernels may use subgroups here, of four lanes or more as WebGPU promises.
+    #[must_use]
+    pub fn has_subgroups(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SUBGROUP) && self.info.subgroups[0] >= 4
     }
 
     /// Largest buffer in bytes that a kernel can see.

@@ -20,6 +20,8 @@ pub struct Source {
     pub consts: Vec<(&'static str, u32)>,
     /// Values of `override` declarations.
     pub overrides: Vec<(&'static str, f64)>,
+    /// Whether it uses subgroups: only for a device that [`Gpu::has_subgroups`].
+    pub needs_subgroups: bool,
 }
 
 impl Source {
@@ -194,6 +196,7 @@ mod tests {
             parts: vec![("one.wgsl", "const A: u32 = 1u;\n"), ("two.wgsl", "fn f() {}\nfn g( {}\n")],
             consts: vec![("B", 2)],
             overrides: vec![],
+            needs_subgroups: false,
         };
         let error = source.parse().unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains("two.wgsl:2"), "{error}");

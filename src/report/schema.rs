@@ -3,6 +3,8 @@
 //! Later versions add fields; these names and their meanings stay. A value is a number, or `null` with a `reason`;
 //! never NaN. Metrics are on MUSE's scale (x100; PrivLeak signed and unclamped), ratios are plain (1 is all of it).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The `schema_version` of this module.
@@ -28,6 +30,9 @@ pub struct Report {
     pub arms: Vec<Arm>,
     /// By unlearned checkpoint, then precision, then metric.
     pub recovery: Vec<Recovery>,
+    /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernels: BTreeMap<String, String>,
     /// Sums over the arms; `peak_device_bytes` is their maximum.
     pub counters: Counters,
 }
@@ -251,6 +256,9 @@ pub struct Generated {
     pub precision: String,
     /// What the matrices of the layers were stored in.
     pub scheme: String,
+    /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernels: BTreeMap<String, String>,
     /// What it cost.
     pub counters: Counters,
 }

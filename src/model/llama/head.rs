@@ -20,7 +20,9 @@ pub(super) struct Head {
 impl Head {
     pub(super) fn new(gpu: &Gpu, matrix: Matrix, norm: Buffer) -> Result<Self> {
         let gather = RmsNorm::new(gpu, RmsNormForm::AddGather, matrix.k)?;
-        Ok(Self { norm, projection: Projection::new(gpu, matrix, None)?, gather, fold: Fold::new(gpu)? })
+        let launched = matrix.n.min(FOLD_CHUNK);
+        let projection = Projection::new(gpu, matrix, None, launched)?;
+        Ok(Self { norm, projection, gather, fold: Fold::new(gpu)? })
     }
 
     /// Chunks of the vocabulary: first row and count.

@@ -48,8 +48,9 @@ pub(super) struct Projection {
 }
 
 impl Projection {
-    pub(super) fn new(gpu: &Gpu, matrix: Matrix, bias: Option<Buffer>) -> Result<Self> {
-        let matmul = Matmul::new(gpu, matrix.scheme, bias.is_some())?;
+    /// `launched` rows of the matrix are used at a time.
+    pub(super) fn new(gpu: &Gpu, matrix: Matrix, bias: Option<Buffer>, launched: usize) -> Result<Self> {
+        let matmul = Matmul::tuned(gpu, &matrix, launched, bias.is_some())?;
         let matvec = Matvec::new(gpu, matrix.scheme, bias.is_some())?;
         Ok(Self { matrix, bias, matmul, matvec })
     }
@@ -114,7 +115,7 @@ impl Layer {
             let matrix = packer.pack(gpu, &name, &stored.bytes, n, k)?;
             let bias = linear.bias(checkpoint, layer)?;
             let bias = bias.map(|bias| gpu.upload(&linear.bias_name(layer), &bias.to_f32())).transpose()?;
-            Projection::new(gpu, matrix, bias)
+            Projection::new(gpu, matrix, bias, n)
         };
         let norm = |norm: Norm| vector(gpu, checkpoint, &norm.name(layer), config.hidden_size);
         let cache_bytes = 4 * (slots * config.kv_heads * config.head_dim) as u64;
