@@ -13,8 +13,12 @@ use tempfile::TempDir;
 use undertext::checkpoint::Checkpoint;
 use undertext::engine::{Ask, Engine, Observation, Options, Task};
 use undertext::error::Error;
-use undertext::model::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Reference, Wanted};
+use undertext::model::{
+    Batch, Capacity, Counters, Folded, Forward, Llama, PAGE, Phase, Place, Reference, Wanted,
+};
 use undertext::quant::{self, Precision, Scheme};
+
+use crate::adapters;
 
 /// Grouped heads, a head width that is not `d / h`, llama3 scaling, biases, untied head.
 pub(crate) const CONFIG: &str = r#"{
@@ -317,20 +321,28 @@ fn smollm2_continues_as_in_transformers() {
     let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
     let ids = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
     let dir = std::env::var("UNDERTEXT_SMOLLM2").expect("UNDERTEXT_SMOLLM2 names the checkpoint");
-    let model =
-        Reference::load(&Checkpoint::open(dir.as_ref()).unwrap(), Precision::Full, false, 2048).unwrap();
-    let mut engine = Engine::new("smollm2", model, Options::default());
+    let checkpoint = Checkpoint::open(dir.as_ref()).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     let task = |case: &serde_json::Value| Task {
         tokens: ids(&case["prompt_ids"]),
         ask: Ask::Generate { max_new: ids(&case["token_ids"]).len(), stop: vec![] },
     };
-    let observations = engine.run(&cases.iter().map(task).collect::<Vec<_>>(), &mut |_| Ok(())).unwrap();
-    for (case, observation) in cases.iter().zip(&observations) {
-        let Observation::Generated { tokens, .. } = observation else { unreachable!() };
-        let want = ids(&case["token_ids"]);
-        let differs = tokens.iter().zip(&want).position(|(got, want)| got != want);
-        assert_eq!(differs, None, "{}: margin {}", case["prompt"], case["margins"][differs.unwrap_or(0)]);
+    let tasks: Vec<_> = cases.iter().map(task).collect();
+    let check = |device: &str, model: Box<dyn Forward>| {
+        let mut engine = Engine::new("smollm2", model, Options::default());
+        let observations = engine.run(&tasks, &mut |_| Ok(())).unwrap();
+        for (case, observation) in cases.iter().zip(&observations) {
+            let Observation::Generated { tokens, .. } = observation else { unreachable!() };
+            let want = ids(&case["token_ids"]);
+            let differs = tokens.iter().zip(&want).position(|(got, want)| got != want);
+            let margin = &case["margins"][differs.unwrap_or(0)];
+            assert_eq!(differs, None, "{device}, {}: margin {margin}", case["prompt"]);
+        }
+        println!("{device}: {:?}", engine.counters());
+    };
+    check("cpu", Box::new(Reference::load(&checkpoint, Precision::Full, false, 2048).unwrap()));
+    for gpu in adapters::all() {
+        let model = Llama::load(gpu, &checkpoint, Precision::Full, false, 2048).unwrap();
+        check(&adapters::name(gpu), Box::new(model));
     }
-    println!("{:?}", engine.counters());
 }

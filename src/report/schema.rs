@@ -47,15 +47,13 @@ pub struct Program {
 }
 
 impl Program {
-    /// This build. Commit and dirty are what the environment said while it was compiled (`UNDERTEXT_COMMIT`,
-    /// `UNDERTEXT_DIRTY`): a build from a package has no repository to ask.
+    /// This build. Commit and dirty are what the build script found: a build from a package has no repository to ask.
     #[must_use]
     pub fn this() -> Self {
-        let commit = option_env!("UNDERTEXT_COMMIT").filter(|commit| !commit.is_empty()).map(str::to_owned);
+        let commit = option_env!("UNDERTEXT_COMMIT").map(str::to_owned);
         let dirty = option_env!("UNDERTEXT_DIRTY").and_then(|dirty| dirty.parse().ok());
         let unknown = commit.is_none() || dirty.is_none();
-        let reason = unknown
-            .then(|| "built without UNDERTEXT_COMMIT and UNDERTEXT_DIRTY in the environment".to_owned());
+        let reason = unknown.then(|| "not built in a git repository".to_owned());
         Self { version: env!("CARGO_PKG_VERSION").to_owned(), commit, dirty, reason }
     }
 }
