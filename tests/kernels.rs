@@ -66,6 +66,36 @@ fn every_case_matches_its_twin_on_every_adapter() {
 }
 
 #[test]
+fn launches_that_are_split_give_the_same_bits() {
+    // A format with scales and one without, and attention over several sequences.
+    let split =
+        ["matmul/int4-g32", "matvec/int4-g32", "matmul/f16", "attention_prefill/", "attention_decode/"];
+    for gpu in adapters::all() {
+        let mut seen = [0; 5];
+        for case in registry().into_iter().flat_map(|kernel| (kernel.cases)()) {
+            let Some(kernel) = split.iter().position(|name| case.name.starts_with(name)) else { continue };
+            // The same inputs twice; outputs start as 0xff bytes, so that a token left out shows.
+            let [(whole, one), (parts, many)] = [f64::INFINITY, 0.0].map(|longest| {
+                let prepared = (case.prepare)(gpu).unwrap();
+                let mut commands = Commands::with_longest_launch(longest);
+                (prepared.record)(&mut commands);
+                let launches = commands.len();
+                commands.submit(gpu).unwrap();
+                let read = |output: &Output| {
+                    let words = usize::try_from(output.buffer.bytes() / 4).unwrap();
+                    gpu.read::<u32>(&output.buffer, words).unwrap()
+                };
+                (prepared.outputs.iter().map(read).collect::<Vec<_>>(), launches)
+            });
+            assert_eq!(one, 1, "{}", case.name);
+            seen[kernel] += usize::from(many > one);
+            assert!(whole == parts, "{}: {} in {many} launches", adapters::name(gpu), case.name);
+        }
+        assert!(seen.iter().all(|cases| *cases > 0), "{split:?} were split {seen:?} times");
+    }
+}
+
+#[test]
 fn kernels_are_timed_where_the_device_has_a_clock() {
     let case = registry().into_iter().flat_map(|kernel| (kernel.cases)()).find(|case| case.timed).unwrap();
     for gpu in adapters::all() {

@@ -4,6 +4,8 @@ mod buffer;
 mod choice;
 mod commands;
 mod device;
+mod line;
+mod pace;
 mod shader;
 mod tune;
 

@@ -78,6 +78,8 @@ impl Source {
 pub(super) struct Binding {
     pub(super) name: String,
     pub(super) slot: u32,
+    /// Whether the shader may write it.
+    pub(super) written: bool,
 }
 
 /// A compiled kernel.
@@ -179,7 +181,8 @@ fn layout_entries(module: &naga::Module) -> (Vec<wgpu::BindGroupLayoutEntry>, Ve
         });
         if !dynamic {
             let name = global.name.clone().unwrap_or_default();
-            bindings.push(Binding { name, slot: binding.binding });
+            let written = ty == wgpu::BufferBindingType::Storage { read_only: false };
+            bindings.push(Binding { name, slot: binding.binding, written });
         }
     }
     (entries, bindings)

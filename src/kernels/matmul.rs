@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::case::{noise, rounding, unwritten};
 use super::link::{file, params, plain};
 use super::pack::{Packer, awkward_weights, small, stored};
+use super::split::{moving, token_ranges};
 use super::{Case, Kernel, Matrix, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
@@ -163,24 +164,40 @@ pub struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// Records the launch of `pipeline`, matmul or matvec.
-    pub(super) fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, w: &Matrix, grid: Grid) {
-        assert!(self.first_row + self.n <= w.n, "rows {}+{} of {}", self.first_row, self.n, w.n);
-        let params =
-            Params { t: small(self.t), n: small(self.n), k: small(w.k), first_row: small(self.first_row) };
-        commands.dispatch(
-            pipeline,
-            &params,
-            &[
-                ("weights", &w.weights),
-                ("scales", &w.scales),
-                ("x", self.x),
-                // Declared in any case, read only where the kernel was made with a bias.
-                ("bias", self.bias.unwrap_or(&w.scales)),
-                ("y", self.y),
-            ],
-            grid,
-        );
+    /// Records the launch of `pipeline`, matmul or matvec, on the `grid` for a number of tokens; several
+    /// launches if one would be too long.
+    pub(super) fn record(
+        self,
+        commands: &mut Commands,
+        pipeline: &Arc<Pipeline>,
+        w: &Matrix,
+        grid: impl Fn(usize) -> Grid,
+    ) {
+        let Self { x, bias, y, t, first_row, n } = self;
+        assert!(first_row + n <= w.n, "rows {first_row}+{n} of {}", w.n);
+        let (x_row, y_row) = (4 * w.k, 4 * n);
+        let token_work = (2 * n * w.k) as u64 + moving(x_row + y_row);
+        for (tokens, work) in token_ranges(commands, t, &[x_row, y_row], |_| token_work) {
+            let part = |buffer: &Buffer, row: usize| {
+                buffer.slice((tokens.start * row) as u64, (tokens.len() * row) as u64)
+            };
+            let params =
+                Params { t: small(tokens.len()), n: small(n), k: small(w.k), first_row: small(first_row) };
+            commands.dispatch(
+                pipeline,
+                &params,
+                &[
+                    ("weights", &w.weights),
+                    ("scales", &w.scales),
+                    ("x", &part(x, x_row)),
+                    // Declared in any case, read only where the kernel was made with a bias.
+                    ("bias", bias.unwrap_or(&w.scales)),
+                    ("y", &part(y, y_row)),
+                ],
+                grid(tokens.len()),
+                work + moving(n * w.row_bytes()),
+            );
+        }
     }
 }
 
@@ -196,7 +213,7 @@ impl Matmul {
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        let grid = self.family.grid(operands.n, operands.t);
+        let grid = |t: usize| self.family.grid(operands.n, t);
         operands.record(commands, &self.pipeline, w, grid);
     }
 }

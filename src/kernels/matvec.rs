@@ -50,7 +50,7 @@ impl Matvec {
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        let grid = Grid::plane(operands.n.div_ceil(TILE_N), operands.t.div_ceil(TILE_T));
+        let grid = |t: usize| Grid::plane(operands.n.div_ceil(TILE_N), t.div_ceil(TILE_T));
         operands.record(commands, &self.pipeline, w, grid);
     }
 }
@@ -66,7 +66,7 @@ fn cases() -> Vec<Case> {
                 Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
             })
         },
-        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (8, 33, 136), (2, 70, 1000)],
+        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (8, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)],
         (1, 1024, 1024),
     )
 }

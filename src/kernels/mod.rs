@@ -13,6 +13,8 @@ mod matvec;
 mod pack;
 mod rms_norm;
 mod rope;
+mod sentinel;
+mod split;
 mod swiglu;
 mod tune;
 
@@ -26,6 +28,7 @@ pub use matvec::Matvec;
 pub use pack::Packer;
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
+pub(crate) use sentinel::source as sentinel_source;
 pub use swiglu::Swiglu;
 
 use crate::gpu::{Gpu, Source};
@@ -67,5 +70,6 @@ pub fn registry() -> Vec<Kernel> {
         attention::DECODE,
         swiglu::KERNEL,
         fold::KERNEL,
+        sentinel::KERNEL,
     ]
 }

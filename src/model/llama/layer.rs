@@ -134,13 +134,8 @@ impl Layer {
         })
     }
 
-    /// Weights in the layer's matrices.
-    pub(super) fn weights(&self) -> usize {
-        let all = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
-        all.iter().map(|projection| projection.matrix.n * projection.matrix.k).sum()
-    }
-
     /// Records the layer: `delta` of the layer before joins the stream first, this one's is left in `delta`.
+    /// `lengths` are the positions that each token looks at.
     #[expect(clippy::too_many_arguments, reason = "what the pass shares, by name")]
     pub(super) fn record(
         &self,
@@ -150,6 +145,7 @@ impl Layer {
         rotary: &Buffer,
         config: &Config,
         batch: &Batch,
+        lengths: &[u32],
         first: bool,
     ) {
         let (phase, t) = (batch.phase, batch.tokens.len());
@@ -165,7 +161,8 @@ impl Layer {
         self.v.record(commands, phase, normed, v, t);
         let turned = RopeOperands { places, rotary, q, k, v, cache_k, cache_v, t, heads };
         kernels.rope.record(commands, turned);
-        let attention = AttentionOperands { q, cache_k, cache_v, table, places, out: attended, t, heads };
+        let attention =
+            AttentionOperands { q, cache_k, cache_v, table, places, out: attended, lengths, heads };
         match phase {
             Phase::Prefill => kernels.prefill.record(commands, attention),
             Phase::Decode => kernels.decode.record(commands, attention),
