@@ -133,6 +133,24 @@ pub enum Error {
         target: PathBuf,
     },
 
+    /// Two checkpoints that are to be compared are not of one architecture.
+    #[error(
+        "{}: {what} is {found}, in {} it is {expected}; only checkpoints of one architecture can be compared",
+        path.display(), target.display()
+    )]
+    CheckpointsDiffer {
+        /// A checkpoint directory.
+        path: PathBuf,
+        /// The target's.
+        target: PathBuf,
+        /// What differs.
+        what: String,
+        /// What it is in `path`.
+        found: String,
+        /// What it is in `target`.
+        expected: String,
+    },
+
     /// A value on the command line or in a plan cannot be used.
     #[error("{flag}: {found} cannot be used: {expected}")]
     Flag {
@@ -253,7 +271,8 @@ impl Error {
             | Self::TensorShape { .. }
             | Self::NotFinite { .. }
             | Self::TokenId { .. }
-            | Self::TokenizersDiffer { .. } => 3,
+            | Self::TokenizersDiffer { .. }
+            | Self::CheckpointsDiffer { .. } => 3,
             Self::Flag { .. } => 2,
             Self::NoDevice { .. }
             | Self::DeviceLimit { .. }

@@ -11,7 +11,7 @@
 //! | room | what it holds |
 //! |---|---|
 //! | [`error`] | typed errors, each with its exit code |
-//! | [`quant`] | schemes: how weights are stored; host encode and decode, the oracle of the GPU's |
+//! | [`quant`] | schemes: how weights are stored; host encode and decode, the oracle of the GPU's; codes and survival between two checkpoints |
 //! | [`metrics`] | pure functions: ROUGE, membership, recovery |
 //! | [`checkpoint`] | what is on disk: config, tensors, tokenizer |
 //! | [`gpu`] | the only place that says `wgpu::Device`: device choice, buffers, shader linking |
@@ -19,7 +19,7 @@
 //! | [`model`] | the forward pass as a list of kernel calls, and the same pass on the CPU |
 //! | [`engine`] | tasks in, observations out: batching, paged cache, shared prefixes |
 //! | [`suite`] | MUSE: files to tasks, observations to metric values |
-//! | [`audit`] | plan to tasks to observations to findings |
+//! | [`audit`] | plan to tasks to observations to findings; two checkpoints' weights compared |
 //! | [`report`] | the result's schema, as a table and as JSON |
 //! | [`cli`] | flags to a validated plan |
 //!

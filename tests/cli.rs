@@ -49,6 +49,7 @@ fn help_has_examples_and_exit_codes() {
         ("audit --help", "undertext audit --target"),
         ("demo --help", "undertext demo --limit 4"),
         ("generate --help", "undertext generate models/target@int4-g128"),
+        ("codes --help", "undertext codes models/target models/npo --schemes int4,nf4-b64"),
         ("devices --help", "undertext devices --json"),
     ] {
         let output = undertext(&family, line);
@@ -329,4 +330,113 @@ fn demo_needs_no_files() {
     assert_eq!(value["arms"].as_array().unwrap().len(), 6 * 3);
     assert_eq!(value["arms"][0]["path"], "assets/demo/models/target");
     assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn codes_gives_names_that_stay() {
+    let family = Family::new(&["target", "npo"]);
+    let output =
+        undertext(&family, "codes $/target $/npo --schemes int8,int4,nf4-b64,int8 --quantize-head --json");
+    assert!(stderr(&output).is_empty(), "{}", stderr(&output));
+    let value = json_of(&output);
+    assert_eq!(value["schema_version"], 1);
+    assert_eq!(value["plan"]["schemes"], json!(["int8", "int4-g128", "nf4-b64"]));
+    assert_eq!(value["plan"]["quantize_head"], true);
+    let schemes = value["schemes"].as_object().unwrap();
+    assert_eq!(schemes.keys().collect::<Vec<_>>(), ["int4-g128", "int8", "nf4-b64"]);
+    // q, o: 16 x 16; k, v: 8 x 16; gate, up, down: 24 x 16; head: 80 x 16.
+    let (layers, head) = (2 * 256 + 2 * 128 + 3 * 384, 1280);
+    for scheme in schemes.values() {
+        let total = &scheme["total"];
+        assert_eq!(total["weights"], layers + head);
+        for name in [
+            "changed",
+            "code_equal",
+            "code_changed",
+            "scale_changed",
+            "value_changed",
+            "absorbed",
+            "zero_codes_target",
+            "zero_codes_unlearned",
+            "movement_from_zero",
+            "flips_predicted",
+            "survival",
+            "norm_ratio",
+        ] {
+            assert!(total[name].is_f64(), "{name} in {total}");
+        }
+        for name in ["mean", "p50", "p90", "p99", "max"] {
+            assert!(total["delta_over_step"][name].is_f64(), "{name} in {total}");
+        }
+        assert_eq!(scheme["layers"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            (&scheme["layers"][0]["layer"], &scheme["layers"][0]["total"]["weights"]),
+            (&json!(0), &json!(layers))
+        );
+        assert_eq!(scheme["layers"][0]["modules"]["down_proj"]["weights"], 384);
+        assert_eq!(scheme["modules"].as_object().unwrap().len(), 7);
+        assert_eq!(scheme["head"]["weights"], head);
+    }
+    // Independent weights of another checkpoint: int8 keeps such an update, and says so.
+    let survival = value["schemes"]["int8"]["total"]["survival"].as_f64().unwrap();
+    assert!((survival - 1.0).abs() < 0.01, "{survival}");
+    // The embedding is the head too, norms are all that is left besides.
+    assert_eq!(value["as_stored"]["weights"], 1280 + 3 * 16);
+    assert!(value["disk_bytes"].as_u64().unwrap() > 0 && value["seconds"].is_number());
+}
+
+#[test]
+fn codes_without_an_update_are_null_with_a_reason() {
+    let family = Family::new(&["target"]);
+    let output = undertext(&family, "codes $/target $/target --json codes.json");
+    assert!(good(&output).contains("none of 1920 quantized weights changed"), "{}", stdout(&output));
+    let text = std::fs::read_to_string(family.path("codes.json")).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap();
+    let total = &value["schemes"]["int4-g32"]["total"];
+    for name in ["survival", "norm_ratio", "absorbed", "movement_from_zero"] {
+        assert_eq!(total[name], Value::Null, "{name}");
+    }
+    assert_eq!(total["reason"], "no weight changed");
+    assert_eq!((&total["changed"], &total["code_equal"]), (&json!(0.0), &json!(1.0)));
+    assert_eq!(value["as_stored"]["reason"], "no weight changed");
+}
+
+#[test]
+fn codes_refuses_what_cannot_be_compared() {
+    let failure = |family: &Family, line: &str, code: i32, parts: &[&str]| {
+        let output = undertext(family, line);
+        assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
+        assert!(parts.iter().all(|part| stderr(&output).contains(part)), "{line}: {}", stderr(&output));
+        assert!(stdout(&output).is_empty());
+        assert!(code == 2 || stderr(&output).lines().count() == 1, "{line}: {}", stderr(&output));
+    };
+    let family = Family::new(&["target", "npo"]);
+    failure(&family, "codes $/target $/npo --schemes fp16", 2, &["--schemes", "full precision has no codes"]);
+    failure(&family, "codes $/target $/npo --schemes int5", 2, &["int5", "int4-g128"]);
+    failure(&family, "codes $/target", 2, &["UNLEARNED"]);
+    failure(&family, "codes $/target $/nothing", 3, &["nothing"]);
+    failure(&family, "codes $/target $/data", 3, &["config.json"]);
+
+    // Another number of layers, by config.json and by its tensors.
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models/target");
+    failure(&family, &format!("codes $/target {demo}"), 3, &["the number of layers is 4", "it is 1"]);
+    // One layer of another width.
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/model/tiny_llama");
+    failure(&family, &format!("codes {demo} {golden}"), 3, &["tiny_llama", "target"]);
+
+    let path = family.path("npo/model.safetensors");
+    let good = std::fs::read(&path).unwrap();
+    // The last four bytes are some matrix's last weight, or a norm's.
+    let mut broken = good.clone();
+    let end = broken.len();
+    broken[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, &broken).unwrap();
+    failure(&family, "codes $/target $/npo", 3, &["npo", "NaN", "expected finite weights"]);
+    // A tensor less, by its name in the header.
+    let mut missing = good;
+    let name = b"mlp.up_proj";
+    let at = missing.windows(name.len()).position(|bytes| bytes == name).unwrap();
+    missing[at] = b'x';
+    std::fs::write(&path, &missing).unwrap();
+    failure(&family, "codes $/target $/npo", 3, &["model.layers.0.mlp.up_proj.weight is missing"]);
 }

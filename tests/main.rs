@@ -11,6 +11,7 @@ mod adapters;
 mod audit;
 mod checkpoint;
 mod cli;
+mod codes;
 mod demo;
 mod engine;
 mod family;

@@ -3,11 +3,15 @@
 //! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks every arm the same questions, and
 //! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
 //! way still has a report.
+//!
+//! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
 
+mod codes;
 mod findings;
 mod plan;
 mod run;
 
+pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
 pub use findings::{ArmResult, Findings, Metric, PrivLeak, Recovered, Reference};
 pub use plan::{Model, Plan, Request, Role};
 pub use run::{ArmInfo, Audit, Needs, Open, Watch};

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::metrics::membership::Corpus;
-use crate::quant::Precision;
+use crate::quant::{Precision, Scheme};
 
 const CODES: &str = "\
 Exit codes:
@@ -59,6 +59,18 @@ Examples:
   undertext generate models/target@int4-g128 --prompt 'Once upon a time' --max-new-tokens 64 --json"
     )]
     Generate(GenerateArgs),
+
+    /// Say from two checkpoints' weights alone how much of the unlearning outlives quantization
+    #[command(after_help = "\
+Examples:
+  undertext codes models/target models/npo
+  undertext codes models/target models/npo --schemes int4,nf4-b64 --json codes.json
+  undertext codes models/target models/npo --quantize-head --json > codes.json
+
+No forward pass and no device: both checkpoints are read once, block by block. Survival is the part of the update that \
+quantizing both checkpoints leaves; the lower it is, the more of the forgotten comes back. Schemes: int8, int4 (= \
+int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
+    Codes(CodesArgs),
 
     /// List the devices of this machine, best first
     #[command(after_help = "\
@@ -204,6 +216,36 @@ pub(super) struct GenerateArgs {
 
     #[command(flatten)]
     pub(super) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CodesArgs {
+    /// The checkpoint that learned everything
+    #[arg(value_name = "TARGET")]
+    pub(super) target: PathBuf,
+
+    /// The checkpoint that was made to forget, of the same architecture
+    #[arg(value_name = "UNLEARNED")]
+    pub(super) unlearned: PathBuf,
+
+    /// Schemes to look at
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = super::codes::scheme,
+        default_value = "int8,int4-g32,int4-g128,int4-row,fp4-b64,nf4-b64"
+    )]
+    pub(super) schemes: Vec<Scheme>,
+
+    /// Count the output head among the quantized matrices (by default it stays as stored)
+    #[arg(long)]
+    pub(super) quantize_head: bool,
+
+    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
+    pub(super) json: Option<Option<PathBuf>>,
 }
 
 #[derive(Debug, Args)]

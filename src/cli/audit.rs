@@ -41,7 +41,7 @@ pub(super) fn execute(
     let record = Record { output: &output, device: &device, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
     record.save(&audit.nothing_yet())?;
-    let mut watch = Watching { record: &record, progress: Progress::new() };
+    let mut watch = Watching { record: &record, progress: Progress::new("tasks") };
     let (findings, result) = audit.run(&mut open, &mut watch);
     watch.progress.finish();
     if result.is_ok() || !findings.arms.is_empty() {

@@ -5,6 +5,7 @@
 
 mod args;
 mod audit;
+mod codes;
 mod demo;
 mod device;
 mod devices;
@@ -38,6 +39,7 @@ where
         args::Command::Audit(args) => audit::run(args),
         args::Command::Demo(args) => demo::run(&args),
         args::Command::Generate(args) => generate::run(args),
+        args::Command::Codes(args) => codes::run(args),
         args::Command::Devices(args) => devices::run(&args),
     };
     match result {

@@ -13,6 +13,7 @@ const QUIET: Duration = Duration::from_secs(30);
 /// A bar with the time left on a terminal; elsewhere a plain line for each arm, and one every 30 s within an arm.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
+    unit: &'static str,
     name: String,
     index: usize,
     total: usize,
@@ -22,7 +23,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    /// `unit` is what an arm's tasks are called.
+    pub(super) fn new(unit: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{wide_bar:.dim} {percent:>3} %  {msg}  {eta} left");
@@ -31,7 +33,7 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, name: String::new(), index: 0, total: 0, tasks: 0, begun: now, said: now }
+        Self { bar, unit, name: String::new(), index: 0, total: 0, tasks: 0, begun: now, said: now }
     }
 
     /// Arm `index` of `total` begins; it has `tasks` tasks, as every arm has.
@@ -51,8 +53,15 @@ impl Progress {
             bar.set_position((self.index * self.tasks + done) as u64);
         } else if self.said.elapsed() >= QUIET {
             self.said = Instant::now();
-            say(&format!("{}: {done} of {} tasks", self.name, self.tasks));
+            let left = self.left(done).map_or_else(String::new, |left| format!(", about {left} s left"));
+            say(&format!("{}: {done} of {} {}{left}", self.name, self.tasks, self.unit));
         }
+    }
+
+    /// Seconds that the arm still takes if it goes on as it went so far.
+    fn left(&self, done: usize) -> Option<u64> {
+        let tasks = self.tasks.checked_sub(done)? as u64;
+        (self.begun.elapsed().as_secs() * tasks).checked_div(done as u64)
     }
 
     /// The arm is measured.

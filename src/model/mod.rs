@@ -9,4 +9,4 @@ mod weights;
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};
 pub use llama::Llama;
 pub use reference::Reference;
-pub(crate) use weights::{check_tensors, stored_scheme};
+pub(crate) use weights::{Linear, check_tensors, head_name, stored_scheme, unquantized};

@@ -49,6 +49,12 @@ impl Linear {
         }
     }
 
+    /// The last part of [`Linear::module`], which tells the matrices of a layer apart.
+    pub(crate) fn short_name(self) -> &'static str {
+        let module = self.module();
+        module.rsplit('.').next().unwrap_or(module)
+    }
+
     /// The matrix's name in the checkpoint.
     pub(crate) fn name(self, layer: usize) -> String {
         format!("model.layers.{layer}.{}.weight", self.module())
@@ -149,6 +155,21 @@ pub(crate) fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Names of the tensors that no scheme applies to: the embedding (also where it is the head, too), norms, the biases that
+/// there are, and a head of its own unless it is quantized.
+pub(crate) fn unquantized(checkpoint: &Checkpoint, quantize_head: bool) -> Vec<String> {
+    let mut names = vec![EMBEDDING.to_owned(), FINAL_NORM.to_owned()];
+    if !checkpoint.config().tied && !quantize_head {
+        names.push(HEAD.to_owned());
+    }
+    for layer in 0..checkpoint.config().layers {
+        names.extend([Norm::Attention, Norm::FeedForward].map(|norm| norm.name(layer)));
+        let biases = Linear::ALL.map(|linear| linear.bias_name(layer));
+        names.extend(biases.into_iter().filter(|name| checkpoint.tensors().contains(name)));
+    }
+    names
 }
 
 /// How the matrices of the layers are stored; the first one speaks for all.

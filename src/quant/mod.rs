@@ -1,9 +1,11 @@
-//! Schemes: how a weight matrix is stored and decoded, and the host codec of each.
+//! Schemes: how a weight matrix is stored and decoded, the host codec of each, and what a change of the weights does to
+//! the codes ([`change()`]).
 //!
 //! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit. [`scale`]
 //! holds the rules of the affine schemes, [`table`] those of bitsandbytes' tables; their public constants
 //! are the ones that the shaders repeat.
 
+mod change;
 mod codec;
 pub mod scale;
 pub mod table;
@@ -13,6 +15,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
+pub use change::{Change, Steps, change};
 pub use codec::{decode, encode};
 
 /// How the weights of one matrix are stored.

@@ -1,8 +1,10 @@
 //! The result and its forms: one schema, printed as a table or as JSON.
 
+pub mod codes;
 pub mod schema;
 mod table;
 
+pub use codes::codes_text;
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};
 

@@ -173,7 +173,7 @@ pub fn devices_text(devices: &Devices, style: Style) -> String {
 }
 
 /// A table whose first `texts` columns are text and the others numbers.
-fn table(style: Style, header: &[String], texts: usize) -> Table {
+pub(super) fn table(style: Style, header: &[String], texts: usize) -> Table {
     let mut table = Table::new();
     match style {
         Style::Terminal => {
@@ -189,7 +189,7 @@ fn table(style: Style, header: &[String], texts: usize) -> Table {
     table
 }
 
-fn add(table: &mut Table, row: &[String], texts: usize) {
+pub(super) fn add(table: &mut Table, row: &[String], texts: usize) {
     table.add_row(row.iter().enumerate().map(|(column, text)| cell(text, column >= texts)));
 }
 
@@ -209,11 +209,11 @@ fn signed(value: Option<f64>) -> String {
 }
 
 /// A ratio as a percentage, or a dash.
-fn percent(ratio: Option<f64>) -> String {
+pub(super) fn percent(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.0} %", rounded(100.0 * ratio, 1.0)))
 }
 
 /// `value` rounded to `1 / steps`, and never -0.
-fn rounded(value: f64, steps: f64) -> f64 {
+pub(super) fn rounded(value: f64, steps: f64) -> f64 {
     (value * steps).round() / steps + 0.0
 }
