@@ -9,7 +9,8 @@
 // workgroups of 64 lanes, 16 along n by 4 along t; a lane owns 4 columns of y for 8 tokens. Each
 // element is summed in f32 over k in order, eight products at a time.
 //
-// Links common/oct.wgsl and a format. f64 twin: kernels::matmul.
+// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::matmul. Links common/oct.wgsl,
+// common/tile.wgsl and a format. f64 twin: kernels::matmul.
 
 struct Params {
     t: u32, // rows of x
@@ -25,11 +26,8 @@ struct Params {
 
 override BIAS: bool = false;
 
-// Output rows (of W) and tokens a lane; lanes along each. kernels::matmul knows the products.
-const ROWS: u32 = 4u;
-const TOKENS: u32 = 8u;
-const ROW_LANES: u32 = 16u;
-const TOKEN_LANES: u32 = 4u;
+// The body is written for these.
+const_assert ROWS == 4u && TOKENS == 8u;
 
 fn store(token: u32, column: u32, sum: vec4<f32>) {
     if token >= params.t {
@@ -46,7 +44,7 @@ fn store(token: u32, column: u32, sum: vec4<f32>) {
     }
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(ROW_LANES * TOKEN_LANES)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let column = (id.x * ROW_LANES + lane % ROW_LANES) * ROWS;
     let token = (id.y * TOKEN_LANES + lane / ROW_LANES) * TOKENS;
@@ -81,22 +79,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var s7 = vec4<f32>();
     let octs = params.k / 8u;
     for (var oct = 0u; oct < octs; oct += 1u) {
-        let w0 = load_oct(r0, oct);
-        let w1 = load_oct(r1, oct);
-        let w2 = load_oct(r2, oct);
-        let w3 = load_oct(r3, oct);
-        // vector * matrix is the four dot products.
-        let lo = mat4x4<f32>(w0.lo, w1.lo, w2.lo, w3.lo);
-        let hi = mat4x4<f32>(w0.hi, w1.hi, w2.hi, w3.hi);
+        let w = tile_of(load_oct(r0, oct), load_oct(r1, oct), load_oct(r2, oct), load_oct(r3, oct));
         let q = oct * 2u;
-        s0 += x[x0 + q] * lo + x[x0 + q + 1u] * hi;
-        s1 += x[x1 + q] * lo + x[x1 + q + 1u] * hi;
-        s2 += x[x2 + q] * lo + x[x2 + q + 1u] * hi;
-        s3 += x[x3 + q] * lo + x[x3 + q + 1u] * hi;
-        s4 += x[x4 + q] * lo + x[x4 + q + 1u] * hi;
-        s5 += x[x5 + q] * lo + x[x5 + q + 1u] * hi;
-        s6 += x[x6 + q] * lo + x[x6 + q + 1u] * hi;
-        s7 += x[x7 + q] * lo + x[x7 + q + 1u] * hi;
+        s0 += eight(x[x0 + q], x[x0 + q + 1u], w);
+        s1 += eight(x[x1 + q], x[x1 + q + 1u], w);
+        s2 += eight(x[x2 + q], x[x2 + q + 1u], w);
+        s3 += eight(x[x3 + q], x[x3 + q + 1u], w);
+        s4 += eight(x[x4 + q], x[x4 + q + 1u], w);
+        s5 += eight(x[x5 + q], x[x5 + q + 1u], w);
+        s6 += eight(x[x6 + q], x[x6 + q + 1u], w);
+        s7 += eight(x[x7 + q], x[x7 + q + 1u], w);
     }
     store(token, column, s0);
     store(token + 1u, column, s1);

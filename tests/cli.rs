@@ -69,6 +69,7 @@ fn wrong_usage_is_code_2_with_nothing_on_stdout() {
         ("generate $/target@int9 --prompt x --device cpu", "int9"),
         (&format!("{AUDIT} --precision fp17"), "fp17"),
         (&format!("{AUDIT} --limit 0"), "--limit"),
+        (&format!("{AUDIT} --no-tune --retune"), "--retune"),
         (&format!("{AUDIT} --corpus poems"), "poems"),
         ("audit --target $/target --unlearned $/npo $/npo --data $/data", "--unlearned"),
     ] {

@@ -1,7 +1,10 @@
 //! Every case of every kernel, on every adapter, against its f64 twin.
 
+use std::collections::HashSet;
+
 use undertext::gpu::{Commands, Gpu};
-use undertext::kernels::{Case, Output, Want, registry};
+use undertext::kernels::{Case, Family, MatOperands, Matmul, Output, Packer, Want, registry};
+use undertext::quant::Scheme;
 
 use crate::adapters;
 
@@ -37,9 +40,15 @@ fn complaint(gpu: &Gpu, case: &Case, output: &Output) -> Option<String> {
 
 #[test]
 fn every_case_matches_its_twin_on_every_adapter() {
+    let mut ran = HashSet::new();
     for gpu in adapters::all() {
         let mut complaints = Vec::new();
-        for case in registry().into_iter().flat_map(|kernel| (kernel.cases)()) {
+        let (here, elsewhere): (Vec<_>, Vec<_>) = registry().into_iter().partition(|k| k.runs_on(gpu));
+        for kernel in elsewhere {
+            println!("{}: no subgroups, so no {}", adapters::name(gpu), kernel.name);
+        }
+        ran.extend(here.iter().map(|kernel| kernel.name));
+        for case in here.iter().flat_map(|kernel| (kernel.cases)()) {
             let prepared = (case.prepare)(gpu).unwrap_or_else(|error| panic!("{}: {error}", case.name));
             let mut commands = Commands::new();
             (prepared.record)(&mut commands);
@@ -48,6 +57,41 @@ fn every_case_matches_its_twin_on_every_adapter() {
         }
         let count = complaints.len();
         assert!(count == 0, "{}: {count} outputs:\n{}", adapters::name(gpu), complaints.join("\n"));
+    }
+    // A machine may have nothing but adapters without subgroups; the lane with all adapters may not.
+    if std::env::var_os("UNDERTEXT_REQUIRE_ADAPTERS").is_some() {
+        let never: Vec<_> = registry().into_iter().filter(|kernel| !ran.contains(kernel.name)).collect();
+        assert!(never.is_empty(), "no adapter ran {never:?}");
+    }
+}
+
+#[test]
+fn launches_that_are_split_give_the_same_bits() {
+    // A format with scales and one without, and attention over several sequences.
+    let split =
+        ["matmul/int4-g32", "matvec/int4-g32", "matmul/f16", "attention_prefill/", "attention_decode/"];
+    for gpu in adapters::all() {
+        let mut seen = [0; 5];
+        for case in registry().into_iter().flat_map(|kernel| (kernel.cases)()) {
+            let Some(kernel) = split.iter().position(|name| case.name.starts_with(name)) else { continue };
+            // The same inputs twice; outputs start as 0xff bytes, so that a token left out shows.
+            let [(whole, one), (parts, many)] = [f64::INFINITY, 0.0].map(|longest| {
+                let prepared = (case.prepare)(gpu).unwrap();
+                let mut commands = Commands::with_longest_launch(longest);
+                (prepared.record)(&mut commands);
+                let launches = commands.len();
+                commands.submit(gpu).unwrap();
+                let read = |output: &Output| {
+                    let words = usize::try_from(output.buffer.bytes() / 4).unwrap();
+                    gpu.read::<u32>(&output.buffer, words).unwrap()
+                };
+                (prepared.outputs.iter().map(read).collect::<Vec<_>>(), launches)
+            });
+            assert_eq!(one, 1, "{}", case.name);
+            seen[kernel] += usize::from(many > one);
+            assert!(whole == parts, "{}: {} in {many} launches", adapters::name(gpu), case.name);
+        }
+        assert!(seen.iter().all(|cases| *cases > 0), "{split:?} were split {seen:?} times");
     }
 }
 
@@ -62,5 +106,67 @@ fn kernels_are_timed_where_the_device_has_a_clock() {
         // A driver may give no sensible stamps; what it gives must be a plausible time.
         assert!(nanoseconds.is_none_or(|ns| (100..60_000_000_000).contains(&ns)), "{nanoseconds:?}");
         assert!(gpu.info().timestamps || nanoseconds.is_none());
+    }
+}
+
+/// What the first output of `case` holds after a run.
+fn bits(gpu: &Gpu, case: &Case) -> Vec<u32> {
+    let prepared = (case.prepare)(gpu).unwrap();
+    let mut commands = Commands::new();
+    (prepared.record)(&mut commands);
+    commands.submit(gpu).unwrap();
+    let y = &prepared.outputs[0].buffer;
+    gpu.read(y, usize::try_from(y.bytes() / 4).unwrap()).unwrap()
+}
+
+/// Not promised of every device: WGSL lets a compiler fuse or split what it likes. Here it holds, and the
+/// order of the sums makes it likely elsewhere.
+#[test]
+fn families_of_matmul_give_the_same_bits_on_these_adapters() {
+    let cases =
+        |name| registry().into_iter().find(|kernel| kernel.name == name).map(|k| (k, (k.cases)())).unwrap();
+    let (_, register) = cases("matmul");
+    for gpu in adapters::all() {
+        for name in ["matmul_subgroup", "matmul_shared"] {
+            let (kernel, others) = cases(name);
+            assert_eq!(register.len(), others.len());
+            for (register, other) in register.iter().zip(&others).filter(|_| kernel.runs_on(gpu)) {
+                assert!(bits(gpu, register) == bits(gpu, other), "{}: {}", adapters::name(gpu), other.name);
+            }
+        }
+    }
+}
+
+/// Which tokens share a batch, and where in it a token stands, never shows in its result.
+#[test]
+fn a_token_has_the_same_bits_in_any_batch() {
+    let (n, k, t) = (70, 72, 37);
+    let value = |i: usize| ((i * 7919) % 1021) as f32 / 511.0 - 1.0;
+    let weights: Vec<f32> = (0..n * k).map(value).collect();
+    let x: Vec<f32> = (0..t * k).map(|i| value(3 * i + 1)).collect();
+    let (scheme, stored) = (Scheme::Int4 { group: 32 }, Scheme::F32);
+    for gpu in adapters::all() {
+        let w = Packer::new(gpu, scheme, stored).unwrap();
+        let w = w.pack(gpu, "w", bytemuck::cast_slice(&weights), n, k).unwrap();
+        for family in Family::ALL.into_iter().filter(|family| family.runs_on(gpu)) {
+            let matmul = Matmul::new(gpu, family, scheme, false).unwrap();
+            let product = |x: &[f32]| -> Vec<u32> {
+                let t = x.len() / k;
+                let x = gpu.upload("x", x).unwrap();
+                let y = gpu.alloc("y", (4 * t * n) as u64).unwrap();
+                let mut commands = Commands::new();
+                let operands = MatOperands { x: &x, bias: None, y: &y, t, first_row: 0, n };
+                matmul.record(&mut commands, &w, operands);
+                commands.submit(gpu).unwrap();
+                gpu.read(&y, t * n).unwrap()
+            };
+            let together = product(&x);
+            assert!(together.iter().any(|bits| *bits != 0));
+            for (first, count) in [(0, 1), (5, 1), (3, 20), (36, 1)] {
+                let some = product(&x[first * k..(first + count) * k]);
+                let name = adapters::name(gpu);
+                assert!(some == together[first * n..][..count * n], "{name}: {family:?} from {first}");
+            }
+        }
     }
 }

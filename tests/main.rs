@@ -24,3 +24,4 @@ mod reference;
 mod report;
 mod shaders;
 mod suite;
+mod tune;

@@ -7,11 +7,12 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use undertext::gpu::{GRID_X, Source};
 use undertext::kernels::{ParamsLayout, registry};
 
-/// Parses and validates under no optional capability, then fixes the overrides and validates again.
+/// Parses and validates under no capability but what the form declares, then fixes the overrides and validates again.
 fn resolve(source: &Source) -> (naga::Module, ModuleInfo) {
     let fail = |error: String| -> ! { panic!("{}: {error}", source.name) };
     let module = source.parse().unwrap_or_else(|error| fail(error.to_string()));
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+    let subgroups = if source.needs_subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let mut validator = Validator::new(ValidationFlags::all(), subgroups);
     let info = validator.validate(&module).unwrap_or_else(|error| fail(format!("{error:?}")));
     let constants = source.overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
     let entry = Some((naga::ShaderStage::Compute, "main"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::gpu::DeviceChoice;
+use crate::gpu::{DeviceChoice, Tuning};
 use crate::metrics::membership::Corpus;
 use crate::quant::{Precision, Scheme};
 
@@ -95,6 +95,29 @@ pub(super) struct Common {
     pub(super) json: Option<Option<PathBuf>>,
 }
 
+/// How kernels are chosen.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct TuneArgs {
+    /// Use the safe kernels; by default the fastest are found at first use on a device and remembered in the user's
+    /// cache folder
+    #[arg(long, conflicts_with = "retune")]
+    no_tune: bool,
+
+    /// Find the fastest kernels again, whatever is remembered
+    #[arg(long)]
+    retune: bool,
+}
+
+impl TuneArgs {
+    pub(super) fn tuning(self) -> Tuning {
+        match (self.no_tune, self.retune) {
+            (true, _) => Tuning::Off,
+            (false, true) => Tuning::Afresh,
+            (false, false) => Tuning::Remembered,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct AuditArgs {
     /// The checkpoint that learned everything
@@ -134,6 +157,9 @@ pub(super) struct AuditArgs {
     pub(super) corpus: Option<CorpusName>,
 
     #[command(flatten)]
+    pub(super) tune: TuneArgs,
+
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -160,6 +186,9 @@ pub(super) struct DemoArgs {
     pub(super) limit: Option<usize>,
 
     #[command(flatten)]
+    pub(super) tune: TuneArgs,
+
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -181,6 +210,9 @@ pub(super) struct GenerateArgs {
     /// Quantize the output head too
     #[arg(long)]
     pub(super) quantize_head: bool,
+
+    #[command(flatten)]
+    pub(super) tune: TuneArgs,
 
     #[command(flatten)]
     pub(super) common: Common,

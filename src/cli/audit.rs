@@ -1,12 +1,11 @@
 //! `undertext audit`.
 
-use super::args::{AuditArgs, Common};
+use super::args::{AuditArgs, Common, TuneArgs};
 use super::device::Device;
 use super::output::{Output, notice};
 use super::progress::Progress;
 use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Watch};
 use crate::error::Result;
-use crate::gpu::DeviceInfo;
 use crate::report::{Report, Style, report_text};
 
 /// Runs the audit that the flags describe.
@@ -22,18 +21,24 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
         tokenizer: args.tokenizer,
         corpus: args.corpus.map(Into::into),
     })?;
-    execute(plan, &args.common, &|_| {}, "")
+    execute(plan, &args.common, args.tune, &|_| {}, "")
 }
 
 /// Runs a plan and hands its report over; `relabel` may change what the report calls things, `title` stands above its
 /// tables.
-pub(super) fn execute(plan: Plan, common: &Common, relabel: &dyn Fn(&mut Report), title: &str) -> Result<()> {
+pub(super) fn execute(
+    plan: Plan,
+    common: &Common,
+    tune: TuneArgs,
+    relabel: &dyn Fn(&mut Report),
+    title: &str,
+) -> Result<()> {
     let output = Output::new(common.json.clone());
     plan.notices.iter().for_each(|text| notice(text));
     let audit = Audit::open(plan)?;
-    let device = Device::open(common.device.as_ref())?;
+    let device = Device::open(common.device.as_ref(), tune.tuning())?;
     let mut open = |checkpoint: &_, precision, needs| device.load(checkpoint, precision, needs);
-    let record = Record { output: &output, device: device.info(), relabel };
+    let record = Record { output: &output, device: &device, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
     record.save(&audit.nothing_yet())?;
     let mut watch = Watching { record: &record, progress: Progress::new("tasks") };
@@ -62,13 +67,14 @@ fn text(report: &Report, title: &str, style: Style) -> String {
 /// Makes reports of findings.
 struct Record<'a> {
     output: &'a Output,
-    device: DeviceInfo,
+    device: &'a Device,
     relabel: &'a dyn Fn(&mut Report),
 }
 
 impl Record<'_> {
     fn report(&self, findings: &Findings) -> Report {
-        let mut report = Report::new(findings, &self.device);
+        let mut report = Report::new(findings, &self.device.info());
+        report.kernels = self.device.kernels();
         (self.relabel)(&mut report);
         report
     }

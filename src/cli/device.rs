@@ -1,12 +1,13 @@
 //! The device that the user means, and models opened on it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::output::notice;
 use crate::audit::Needs;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::gpu::{self, DeviceChoice, DeviceInfo, Gpu};
+use crate::gpu::{self, DeviceChoice, DeviceInfo, Gpu, Tuning};
 use crate::model::{Forward, Llama, PAGE, Reference};
 use crate::quant::Precision;
 
@@ -24,12 +25,12 @@ pub enum Device {
 
 impl Device {
     /// Opens the device that `choice` means. Without a choice it is the best adapter, or the CPU pass if there is none;
-    /// what is slow about it is said on stderr.
+    /// what is slow about it is said on stderr. Kernels are chosen as `tuning` says, remembered in the user's cache folder.
     ///
     /// # Errors
     ///
     /// [`crate::Error::NoDevice`] if there is no such device, [`crate::Error::Device`] if it cannot be opened.
-    pub fn open(choice: Option<&DeviceChoice>) -> Result<Self> {
+    pub fn open(choice: Option<&DeviceChoice>, tuning: Tuning) -> Result<Self> {
         let choice = match choice {
             Some(DeviceChoice::Cpu) => return Ok(Self::Cpu),
             None | Some(DeviceChoice::Best) if gpu::list().is_empty() => {
@@ -39,7 +40,7 @@ impl Device {
             None => &DeviceChoice::Best,
             Some(choice) => choice,
         };
-        let gpu = Gpu::open(choice)?;
+        let gpu = Gpu::open(choice)?.with_tuning(tuning, gpu::cache_folder().as_deref());
         let info = gpu.info();
         if info.is_software() && *choice == DeviceChoice::Best {
             notice(&format!("{} is a software adapter: right, but slow", info.name));
@@ -53,6 +54,15 @@ impl Device {
         match self {
             Self::Cpu => DeviceInfo::cpu(),
             Self::Gpu(gpu) => gpu.info().clone(),
+        }
+    }
+
+    /// The kernels chosen so far, by class of problem.
+    #[must_use]
+    pub fn kernels(&self) -> BTreeMap<String, String> {
+        match self {
+            Self::Cpu => BTreeMap::new(),
+            Self::Gpu(gpu) => gpu.chosen_kernels(),
         }
     }
 

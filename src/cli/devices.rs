@@ -4,7 +4,7 @@ use super::args::DevicesArgs;
 use super::device::Device;
 use super::output::{Output, notice};
 use crate::error::Result;
-use crate::gpu;
+use crate::gpu::{self, Tuning};
 use crate::report::{devices_text, schema};
 
 /// Lists the adapters, or the one that `--device` means.
@@ -12,7 +12,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     let output = Output::new(args.common.json.clone());
     let infos = match &args.common.device {
         None => gpu::list(),
-        Some(choice) => vec![Device::open(Some(choice))?.info()],
+        Some(choice) => vec![Device::open(Some(choice), Tuning::Off)?.info()],
     };
     if infos.is_empty() {
         notice("no GPU adapter found; --device cpu always works");

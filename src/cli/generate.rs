@@ -15,7 +15,7 @@ use crate::report::schema;
 
 /// Continues the prompt.
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    let GenerateArgs { model, prompt, max_new_tokens, quantize_head, common } = args;
+    let GenerateArgs { model, prompt, max_new_tokens, quantize_head, tune, common } = args;
     let (model, json) = match (model, common.json) {
         // `--json DIR`: the directory is the one thing that cannot be missing.
         (None, Some(Some(directory))) => (directory, Some(None)),
@@ -29,7 +29,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let prompt_ids = tokenizer.encode(&prompt)?;
     let max_new = fit(prompt_ids.len(), max_new_tokens, checkpoint.config().context)?;
 
-    let device = Device::open(common.device.as_ref())?;
+    let device = Device::open(common.device.as_ref(), tune.tuning())?;
     let stop = checkpoint.config().eos.clone();
     let tasks = [Task { tokens: prompt_ids, ask: Ask::Generate { max_new, stop } }];
     let forward = device.load(&checkpoint, precision, Needs::of(&tasks, quantize_head))?;
@@ -47,6 +47,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         device: (&device.info()).into(),
         precision: precision.name().to_owned(),
         scheme: precision.scheme(stored_scheme(&checkpoint)?).name().to_owned(),
+        kernels: device.kernels(),
         counters: engine.counters().into(),
     };
     output.emit(&generated, |_| format!("{}\n", generated.text))

@@ -152,37 +152,56 @@ impl Gpu {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] if any work since the last check failed.
+    /// [`Error::Device`] if any work since the device was opened failed or was dropped.
     ///
     /// # Panics
     ///
     /// If the buffer is shorter.
     pub fn read<T: Pod>(&self, buffer: &Buffer, count: usize) -> Result<Vec<T>> {
-        let bytes = (count * size_of::<T>()) as u64;
+        let length = count * size_of::<T>();
+        let bytes = length as u64;
         assert!(bytes <= buffer.bytes, "{bytes} bytes from {}", buffer.bytes);
+        let mut values = vec![T::zeroed(); count];
         if bytes == 0 {
             self.wait("an empty readback")?;
-            return Ok(Vec::new());
+            return Ok(values);
         }
-        let copied = bytes.next_multiple_of(4);
-        let staging = self.guarded("readback", copied, || {
+        let range = Some((buffer, bytes.next_multiple_of(4)));
+        self.fetch("a readback", range, |data| {
+            bytemuck::cast_slice_mut(&mut values).copy_from_slice(&data[..length]);
+        })?;
+        Ok(values)
+    }
+
+    /// Waits until everything submitted so far is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if the device does not answer, is lost, dropped work, or reported a failure since it
+    /// was opened.
+    pub fn wait(&self, during: &str) -> Result<()> {
+        if self.is_proven() { self.settle(during) } else { self.fetch(during, None, |_| ()) }
+    }
+
+    /// Copies `range` to the host with the proof that everything before is done, and shows it to `see`.
+    fn fetch(&self, during: &str, range: Option<(&Buffer, u64)>, see: impl FnOnce(&[u8])) -> Result<()> {
+        let size = range.map_or(0, |(_, bytes)| bytes) + 4;
+        let staging = self.guarded(during, size, || {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("readback"),
-                size: copied,
+                size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })
         })?;
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(&buffer.allocation.raw, buffer.offset, &staging, 0, copied);
-        self.queue.submit([encoder.finish()]);
+        let expected = self.copy_out(self.sentinel()?, range, &staging);
         let (sender, receiver) = mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if this function already failed.
             let _ = sender.send(result);
         });
-        self.wait("a readback")?;
-        let failed = |report: String| Error::Device { during: "a readback".to_owned(), report };
+        self.settle(during)?;
+        let failed = |report: String| Error::Device { during: during.to_owned(), report };
         // Another thread that waits on the same device may be the one that calls back, a moment later.
         match receiver.recv_timeout(CALLBACK_PATIENCE) {
             Ok(Ok(())) => {}
@@ -190,9 +209,9 @@ impl Gpu {
             Err(error) => return Err(failed(error.to_string())),
         }
         let view = staging.get_mapped_range(..).map_err(|error| failed(error.to_string()))?;
-        let mut values = vec![T::zeroed(); count];
-        let length = count * size_of::<T>();
-        bytemuck::cast_slice_mut(&mut values).copy_from_slice(&view[..length]);
-        Ok(values)
+        let (data, number) = view.split_at(view.len() - 4);
+        self.prove(during, expected, bytemuck::pod_read_unaligned(number))?;
+        see(data);
+        Ok(())
     }
 }

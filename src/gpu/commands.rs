@@ -50,25 +50,81 @@ struct Dispatch {
     params_offset: u32,
     params_bytes: u64,
     grid: Grid,
+    work: u64,
+}
+
+impl Dispatch {
+    /// A buffer that it writes.
+    fn written(&self) -> &Buffer {
+        let mut bound = self.pipeline.bindings.iter().zip(&self.buffers);
+        let Some((_, buffer)) = bound.find(|(binding, _)| binding.written) else {
+            unreachable!("{} writes nothing", self.pipeline.name)
+        };
+        buffer
+    }
 }
 
 /// A list of dispatches; nothing runs before [`Commands::submit`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Commands {
     dispatches: Vec<Dispatch>,
     params: Vec<u8>,
+    longest_launch: f64,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self::with_longest_launch(f64::INFINITY)
+    }
 }
 
 impl Commands {
-    /// An empty list.
+    /// An empty list. Kernels are launched whole.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// An empty list. Launches that would take `gpu` longer than about 100 ms are split where a kernel can be.
+    #[must_use]
+    pub fn paced(gpu: &Gpu) -> Self {
+        Self::with_longest_launch(gpu.pace().launch())
+    }
+
+    /// An empty list. Launches of more than `work` floating-point operations are split where a kernel can be.
+    #[must_use]
+    pub fn with_longest_launch(work: f64) -> Self {
+        Self { dispatches: Vec::new(), params: Vec::new(), longest_launch: work }
+    }
+
+    /// Work above which a kernel splits a launch, in floating-point operations.
+    #[must_use]
+    pub fn longest_launch(&self) -> f64 {
+        self.longest_launch
+    }
+
+    /// Launches in the list.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.dispatches.is_empty()
+    }
+
+    /// Whether the list is enough work for a submission on `gpu`.
+    #[must_use]
+    pub fn is_full(&self, gpu: &Gpu) -> bool {
+        self.dispatches.iter().map(|dispatch| dispatch.work as f64).sum::<f64>() >= gpu.pace().piece()
+    }
+
     /// Adds a launch of `pipeline` with its storage buffers by their names in the shader.
     ///
-    /// Buffers that the shader does not declare are ignored: a format without scales has none to bind.
+    /// Buffers that the shader does not declare are ignored: a format without scales has none to bind. `work` is
+    /// what it takes, about, in floating-point operations; it decides what is submitted together.
     ///
     /// # Panics
     ///
@@ -79,6 +135,7 @@ impl Commands {
         params: &P,
         buffers: &[(&str, &Buffer)],
         grid: Grid,
+        work: u64,
     ) {
         if grid.size.contains(&0) {
             return;
@@ -105,26 +162,36 @@ impl Commands {
             params_offset,
             params_bytes: bytes.len().next_multiple_of(16) as u64,
             grid,
+            work,
         });
     }
 
-    /// Hands the list to the device; does not wait.
+    /// Hands the list to the device, in pieces that should take it no longer than 300 ms each. Waits until at most
+    /// the last piece is still running.
     ///
     /// # Errors
     ///
     /// If the device refuses it.
     pub fn submit(self, gpu: &Gpu) -> Result<()> {
-        self.encode(gpu, None)
+        let uniform = self.upload_params(gpu)?;
+        let mut rest = &self.dispatches[..];
+        while !rest.is_empty() {
+            let (piece, later) = rest.split_at(piece_length(rest, gpu.pace().piece()));
+            encode(gpu, piece, &uniform, None)?;
+            gpu.catch_up("a submission", 1)?;
+            rest = later;
+        }
+        Ok(())
     }
 
-    /// Runs the list and gives the nanoseconds it took on the device's own clock; `None` where the
+    /// Runs the list in one piece and gives the nanoseconds it took on the device's own clock; `None` where the
     /// device has none or its stamps make no sense.
     ///
     /// # Errors
     ///
     /// If the device fails.
     pub fn time(self, gpu: &Gpu) -> Result<Option<u64>> {
-        if !gpu.info().timestamps {
+        if !gpu.info().timestamps || self.is_empty() {
             self.submit(gpu)?;
             gpu.wait("a timed run")?;
             return Ok(None);
@@ -134,7 +201,7 @@ impl Commands {
             ty: wgpu::QueryType::Timestamp,
             count: 2,
         });
-        self.encode(gpu, Some(&queries))?;
+        encode(gpu, &self.dispatches, &self.upload_params(gpu)?, Some(&queries))?;
         let resolved = gpu.guarded("timing", 16, || {
             gpu.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("timing"),
@@ -156,60 +223,91 @@ impl Commands {
         Ok(ticks.map(|ticks| (ticks as f64 * f64::from(gpu.queue.get_timestamp_period())) as u64))
     }
 
-    fn encode(self, gpu: &Gpu, queries: Option<&wgpu::QuerySet>) -> Result<()> {
-        let Self { dispatches, mut params } = self;
-        if dispatches.is_empty() {
-            return Ok(());
-        }
-        params.resize(params.len().next_multiple_of(256), 0);
-        let count = dispatches.len() as u64;
-        gpu.guarded("a submission", params.len() as u64, || {
+    fn upload_params(&self, gpu: &Gpu) -> Result<wgpu::Buffer> {
+        // A binding reaches up to 16 bytes past the last launch's own.
+        let size = (self.params.len() as u64 + 16).next_multiple_of(256);
+        gpu.guarded("launch parameters", size, || {
             let uniform = gpu.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("params"),
-                size: params.len() as u64,
+                size,
                 usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             });
-            gpu.queue.write_buffer(&uniform, 0, &params);
-            let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: None,
-                timestamp_writes: queries.map(|query_set| wgpu::ComputePassTimestampWrites {
-                    query_set,
-                    beginning_of_pass_write_index: Some(0),
-                    end_of_pass_write_index: Some(1),
-                }),
-            });
-            for dispatch in &dispatches {
-                let bind_group = bind(gpu, dispatch, &uniform);
-                pass.set_pipeline(&dispatch.pipeline.raw);
-                pass.set_bind_group(0, &bind_group, &[dispatch.params_offset]);
-                let [x, y, z] = dispatch.grid.size;
-                pass.dispatch_workgroups(x, y, z);
-            }
-            drop(pass);
-            gpu.queue.submit([encoder.finish()]);
+            gpu.queue.write_buffer(&uniform, 0, &self.params);
+            uniform
         })
-        .map_err(|error| match error {
-            Error::Device { report, .. } => {
-                let names: Vec<_> = dispatches.iter().map(|d| d.pipeline.name.as_str()).collect();
-                Error::Device { during: format!("a submission of {}", names.join(", ")), report }
-            }
-            other => other,
-        })?;
-        gpu.dispatches.fetch_add(count, Ordering::Relaxed);
-        gpu.submissions.fetch_add(1, Ordering::Relaxed);
-        Ok(())
     }
 }
 
-fn bind(gpu: &Gpu, dispatch: &Dispatch, uniform: &wgpu::Buffer) -> wgpu::BindGroup {
-    let params = wgpu::BufferBinding {
-        buffer: uniform,
-        offset: 0,
-        size: std::num::NonZeroU64::new(dispatch.params_bytes),
+/// How many of the first dispatches fit into a piece of `work`; at least one.
+fn piece_length(dispatches: &[Dispatch], work: f64) -> usize {
+    let mut sum = 0.0;
+    let fits = |dispatch: &&Dispatch| {
+        sum += dispatch.work as f64;
+        sum <= work
     };
-    let storage = dispatch.pipeline.bindings.iter().zip(&dispatch.buffers);
+    dispatches.iter().take_while(fits).count().max(1)
+}
+
+/// Submits `dispatches`, whose parameters are in `uniform`, and the sentinel's after them.
+fn encode(
+    gpu: &Gpu,
+    dispatches: &[Dispatch],
+    uniform: &wgpu::Buffer,
+    queries: Option<&wgpu::QuerySet>,
+) -> Result<()> {
+    let Some(last) = dispatches.last() else { return Ok(()) };
+    let sentinel = gpu.sentinel()?;
+    gpu.guarded("a submission", 0, || {
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: queries.map(|query_set| wgpu::ComputePassTimestampWrites {
+                query_set,
+                beginning_of_pass_write_index: Some(0),
+                end_of_pass_write_index: Some(1),
+            }),
+        });
+        for dispatch in dispatches {
+            let bind_group = bind(gpu, &dispatch.pipeline, &dispatch.buffers, uniform, dispatch.params_bytes);
+            pass.set_pipeline(&dispatch.pipeline.raw);
+            pass.set_bind_group(0, &bind_group, &[dispatch.params_offset]);
+            let [x, y, z] = dispatch.grid.size;
+            pass.dispatch_workgroups(x, y, z);
+        }
+        if queries.is_some() {
+            // The sentinel is not timed.
+            drop(pass);
+            pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        }
+        let buffers = [sentinel.finished.clone(), last.written().clone()];
+        pass.set_pipeline(&sentinel.pipeline.raw);
+        pass.set_bind_group(0, &bind(gpu, &sentinel.pipeline, &buffers, &sentinel.params, 16), &[0]);
+        pass.dispatch_workgroups(1, 1, 1);
+        drop(pass);
+        gpu.hand_over(sentinel, [encoder.finish()], dispatches.iter().map(|d| d.work as f64).sum());
+    })
+    .map_err(|error| match error {
+        Error::Device { report, .. } => {
+            let names: Vec<_> = dispatches.iter().map(|d| d.pipeline.name.as_str()).collect();
+            Error::Device { during: format!("a submission of {}", names.join(", ")), report }
+        }
+        other => other,
+    })?;
+    gpu.dispatches.fetch_add(dispatches.len() as u64, Ordering::Relaxed);
+    Ok(())
+}
+
+fn bind(
+    gpu: &Gpu,
+    pipeline: &Pipeline,
+    buffers: &[Buffer],
+    uniform: &wgpu::Buffer,
+    params_bytes: u64,
+) -> wgpu::BindGroup {
+    let size = std::num::NonZeroU64::new(params_bytes);
+    let params = wgpu::BufferBinding { buffer: uniform, offset: 0, size };
+    let storage = pipeline.bindings.iter().zip(buffers);
     let entries: Vec<_> = std::iter::once((0, params))
         .chain(storage.map(|(binding, buffer)| (binding.slot, buffer.binding())))
         .map(|(binding, range)| wgpu::BindGroupEntry {
@@ -219,7 +317,47 @@ fn bind(gpu: &Gpu, dispatch: &Dispatch, uniform: &wgpu::Buffer) -> wgpu::BindGro
         .collect();
     gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
-        layout: &dispatch.pipeline.layout,
+        layout: &pipeline.layout,
         entries: &entries,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{DeviceChoice, list};
+    use crate::kernels::Swiglu;
+
+    #[test]
+    fn a_long_list_goes_in_pieces_of_the_pace() {
+        for index in 0..list().len() {
+            let gpu = Gpu::open(&DeviceChoice::Index(index)).unwrap();
+            let gate = gpu.upload("gate", &[1000.0f32; 8]).unwrap();
+            let up = gpu.upload("up", &[3.0f32; 8]).unwrap();
+            let y = gpu.alloc("y", 32).unwrap();
+            let mut commands = Commands::new();
+            for _ in 0..5 {
+                Swiglu::new(&gpu).unwrap().record(&mut commands, &gate, &up, &y, 8);
+            }
+            // Two fit, the one that is too long alone goes alone, and so does the last.
+            let half = gpu.pace().piece() / 2.0;
+            for (dispatch, share) in commands.dispatches.iter_mut().zip([0.9, 0.9, 3.0, 0.1, 0.1]) {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a test's number"
+                )]
+                let work = (half * share) as u64;
+                dispatch.work = work;
+            }
+            let lengths: Vec<_> =
+                [0, 1, 2, 3].map(|first| piece_length(&commands.dispatches[first..], 2.0 * half)).into();
+            assert_eq!(lengths, [2, 1, 1, 2]);
+            assert!(commands.is_full(&gpu));
+            commands.submit(&gpu).unwrap();
+            assert_eq!(gpu.read::<f32>(&y, 8).unwrap(), [3000.0; 8]);
+            assert_eq!(gpu.dispatches(), 5);
+            assert!(gpu.submissions() >= 2, "{}", gpu.submissions());
+        }
+    }
 }

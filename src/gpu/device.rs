@@ -2,16 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::buffer::Memory;
 use super::choice::{self, DeviceChoice, DeviceInfo};
+use super::line::{Line, Sentinel};
 use super::shader::Pipeline;
+use super::tune::Tuner;
 use crate::error::{Error, Result};
-
-/// A device that has not answered for this long is given up.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 /// An open GPU: the one owner of a `wgpu::Device`.
 #[derive(Debug)]
@@ -24,14 +22,17 @@ pub struct Gpu {
     pub(super) dispatches: AtomicU64,
     pub(super) submissions: AtomicU64,
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    pub(super) tuner: Tuner,
+    pub(super) line: Mutex<Line>,
+    pub(super) sentinel: OnceLock<Sentinel>,
     info: DeviceInfo,
     /// The first failure that no error scope caught.
     failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Gpu {
-    /// Opens the device that `choice` means, with all the limits it offers and no feature that a
-    /// kernel would need.
+    /// Opens the device that `choice` means, with all the limits it offers, and subgroups and timestamps
+    /// where it has them; no kernel is without a form that needs neither.
     ///
     /// # Errors
     ///
@@ -56,8 +57,9 @@ impl Gpu {
     fn open_adapter(info: DeviceInfo, adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("undertext"),
-            // Only for measuring.
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            // Timestamps only for measuring, subgroups for some families of kernels.
+            required_features: adapter.features()
+                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP),
             required_limits: limits.clone(),
             ..Default::default()
         };
@@ -89,6 +91,9 @@ impl Gpu {
             dispatches: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
             pipelines: Mutex::default(),
+            tuner: Tuner::default(),
+            line: Mutex::default(),
+            sentinel: OnceLock::new(),
             info,
             failure,
         })
@@ -98,6 +103,12 @@ impl Gpu {
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// Whether kernels may use subgroups here, of four lanes or more as WebGPU promises.
+    #[must_use]
+    pub fn has_subgroups(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SUBGROUP) && self.info.subgroups[0] >= 4
     }
 
     /// Largest buffer in bytes that a kernel can see.
@@ -112,7 +123,7 @@ impl Gpu {
         self.uploaded.load(Ordering::Relaxed)
     }
 
-    /// Kernel launches so far.
+    /// Kernel launches so far, without those that only prove the submissions.
     #[must_use]
     pub fn dispatches(&self) -> u64 {
         self.dispatches.load(Ordering::Relaxed)
@@ -130,17 +141,9 @@ impl Gpu {
         self.memory.peak()
     }
 
-    /// Waits until everything submitted so far is done.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Device`] if the device does not answer, is lost, or reported a failure since it was opened.
-    pub fn wait(&self, during: &str) -> Result<()> {
-        let poll = wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) };
-        let failed = |report: String| Error::Device { during: during.to_owned(), report };
-        self.device.poll(poll).map_err(|error| failed(error.to_string()))?;
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.clone().map_or(Ok(()), |report| Err(failed(report)))
+    /// The first failure that no error scope caught.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Runs `create` inside error scopes, so that its failure is a typed error and not a panic.

@@ -1,13 +1,17 @@
-//! The only place that says `wgpu::Device`: device choice, buffers, shader linking, dispatch.
+//! The only place that says `wgpu::Device`: device choice, buffers, shader linking, dispatch, tuning.
 
 mod buffer;
 mod choice;
 mod commands;
 mod device;
+mod line;
+mod pace;
 mod shader;
+mod tune;
 
 pub use buffer::Buffer;
 pub use choice::{DeviceChoice, DeviceInfo, list};
 pub use commands::{Commands, GRID_X, Grid};
 pub use device::Gpu;
 pub use shader::{Pipeline, Source};
+pub use tune::{Tuning, cache_folder};

@@ -20,6 +20,8 @@ pub struct Source {
     pub consts: Vec<(&'static str, u32)>,
     /// Values of `override` declarations.
     pub overrides: Vec<(&'static str, f64)>,
+    /// Whether it uses subgroups: only for a device that [`Gpu::has_subgroups`].
+    pub needs_subgroups: bool,
 }
 
 impl Source {
@@ -76,6 +78,8 @@ impl Source {
 pub(super) struct Binding {
     pub(super) name: String,
     pub(super) slot: u32,
+    /// Whether the shader may write it.
+    pub(super) written: bool,
 }
 
 /// A compiled kernel.
@@ -177,7 +181,8 @@ fn layout_entries(module: &naga::Module) -> (Vec<wgpu::BindGroupLayoutEntry>, Ve
         });
         if !dynamic {
             let name = global.name.clone().unwrap_or_default();
-            bindings.push(Binding { name, slot: binding.binding });
+            let written = ty == wgpu::BufferBindingType::Storage { read_only: false };
+            bindings.push(Binding { name, slot: binding.binding, written });
         }
     }
     (entries, bindings)
@@ -194,6 +199,7 @@ mod tests {
             parts: vec![("one.wgsl", "const A: u32 = 1u;\n"), ("two.wgsl", "fn f() {}\nfn g( {}\n")],
             consts: vec![("B", 2)],
             overrides: vec![],
+            needs_subgroups: false,
         };
         let error = source.parse().unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains("two.wgsl:2"), "{error}");

@@ -6,6 +6,7 @@ use super::case::{ULP, exp_error, noise, rounding, unwritten};
 use super::link::{file, params, plain};
 use super::pack::small;
 use super::rope::Heads;
+use super::split::token_ranges;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
@@ -13,6 +14,9 @@ use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 const WG: u32 = 64;
 /// Lanes that share a query; `attention_decode.wgsl` has the same number.
 const DECODE_LANES: usize = 8;
+
+/// A place is four u32.
+const PLACE_BYTES: usize = 16;
 
 /// Head widths that tests compile; a model's own is compiled at load.
 const WIDTHS: [usize; 5] = [8, 24, 64, 128, 256];
@@ -62,26 +66,39 @@ pub struct Operands<'a> {
     pub places: &'a Buffer,
     /// `[t, h, e]` f32, overwritten.
     pub out: &'a Buffer,
-    /// Tokens.
-    pub t: usize,
+    /// `[t]`, the number of positions that each token looks at: what it takes.
+    pub lengths: &'a [u32],
     /// The heads.
     pub heads: Heads,
 }
 
 impl Operands<'_> {
-    fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, grid: Grid) {
-        let Self { q, cache_k, cache_v, table, places, out, t, heads } = self;
+    /// Records the launch on the `grid` for a number of tokens; several launches if one would be too long.
+    fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, grid: impl Fn(usize) -> Grid) {
+        let Self { q, cache_k, cache_v, table, places, out, lengths, heads } = self;
         let scale = 1.0 / (heads.width as f32).sqrt();
-        let params = Params { t: small(t), heads: small(heads.queries), kv_heads: small(heads.kv), scale };
-        let buffers = [
-            ("q", q),
-            ("cache_k", cache_k),
-            ("cache_v", cache_v),
-            ("table", table),
-            ("places", places),
-            ("out", out),
-        ];
-        commands.dispatch(pipeline, &params, &buffers, grid);
+        let row = 4 * heads.queries * heads.width;
+        let work = |token: usize| u64::from(lengths[token]) * (4 * heads.queries * heads.width) as u64;
+        for (tokens, work) in token_ranges(commands, lengths.len(), &[row, PLACE_BYTES], work) {
+            let part = |buffer: &Buffer, row: usize| {
+                buffer.slice((tokens.start * row) as u64, (tokens.len() * row) as u64)
+            };
+            let params = Params {
+                t: small(tokens.len()),
+                heads: small(heads.queries),
+                kv_heads: small(heads.kv),
+                scale,
+            };
+            let buffers = [
+                ("q", &part(q, row)),
+                ("cache_k", cache_k),
+                ("cache_v", cache_v),
+                ("table", table),
+                ("places", &part(places, PLACE_BYTES)),
+                ("out", &part(out, row)),
+            ];
+            commands.dispatch(pipeline, &params, &buffers, grid(tokens.len()), work);
+        }
     }
 }
 
@@ -103,7 +120,7 @@ impl AttentionPrefill {
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        let grid = Grid::plane(operands.t.div_ceil(WG as usize), operands.heads.queries);
+        let grid = |t: usize| Grid::plane(t.div_ceil(WG as usize), operands.heads.queries);
         operands.record(commands, &self.pipeline, grid);
     }
 }
@@ -126,8 +143,8 @@ impl AttentionDecode {
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        let queries = operands.t * operands.heads.queries;
-        operands.record(commands, &self.pipeline, Grid::flat((queries * DECODE_LANES).div_ceil(WG as usize)));
+        let lanes = operands.heads.queries * DECODE_LANES;
+        operands.record(commands, &self.pipeline, |t| Grid::flat((t * lanes).div_ceil(WG as usize)));
     }
 }
 
@@ -139,6 +156,8 @@ fn cases(kernel: &'static str, decode: bool) -> Vec<Case> {
     for (lengths, (queries, kv, width)) in lengths.into_iter().zip(heads) {
         cases.push(case(kernel, lengths.to_vec(), Heads { queries, kv, width }, decode, false));
     }
+    // More sequences than a split launch has.
+    cases.push(case(kernel, (1..=19).collect(), Heads { queries: 4, kv: 2, width: 24 }, decode, false));
     let timed = if decode { vec![500; 8] } else { vec![256] };
     cases.push(case(kernel, timed, Heads { queries: 16, kv: 8, width: 64 }, decode, true));
     cases
@@ -182,6 +201,7 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<P
     let v_buffer = gpu.upload("cache_v", &cache_v)?;
     let table_buffer = gpu.upload("table", &table)?;
     let places_buffer = gpu.upload("places", &places)?;
+    let attended: Vec<u32> = places.iter().map(|place| place[0] + 1).collect();
     let out = unwritten(gpu, "out", t * queries * width)?;
 
     let want = move || {
@@ -207,7 +227,7 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<P
             table: &table_buffer,
             places: &places_buffer,
             out: &out,
-            t,
+            lengths: &attended,
             heads,
         };
         if decode { decoder.record(commands, operands) } else { prefill.record(commands, operands) }

@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use super::case::{ULP, exp_error, noise, unwritten};
 use super::link::{file, params, plain};
 use super::pack::small;
+use super::split::moving;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
@@ -85,7 +86,7 @@ impl Fold {
     ) {
         let params = Params { rows: small(rows), n: small(n), first: small(first), unused: 0 };
         let buffers = [("logits", logits), ("given", given), ("states", states)];
-        commands.dispatch(&self.pipeline, &params, &buffers, Grid::flat(rows));
+        commands.dispatch(&self.pipeline, &params, &buffers, Grid::flat(rows), moving(4 * rows * n));
     }
 }
 

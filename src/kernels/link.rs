@@ -49,7 +49,7 @@ const NIBBLES: File = file!("common/nibbles.wgsl");
 
 /// A source without formats.
 pub(super) fn plain(name: String, kernel: File) -> Source {
-    Source { name, parts: vec![kernel], consts: vec![], overrides: vec![] }
+    Source { name, parts: vec![kernel], consts: vec![], overrides: vec![], needs_subgroups: false }
 }
 
 impl Source {

@@ -5,38 +5,144 @@ use std::sync::Arc;
 use super::case::{noise, rounding, unwritten};
 use super::link::{file, params, plain};
 use super::pack::{Packer, awkward_weights, small, stored};
+use super::split::{moving, token_ranges};
 use super::{Case, Kernel, Matrix, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 use crate::quant::{self, Scheme};
 
-/// Columns and rows of y that a workgroup computes; `matmul.wgsl` has the factors.
-const TILE_N: usize = 64;
-const TILE_T: usize = 32;
+/// How many lanes of a subgroup share out the activations: the largest number that the device's smallest
+/// subgroup has.
+const SUBGROUP_LANES: [u32; 3] = [4, 8, 32];
 
 params!(
-    /// Shared with `matvec.wgsl`.
+    /// Shared by all families and `matvec.wgsl`.
     Params { t: u32, n: u32, k: u32, first_row: u32 }
 );
 
-pub(super) const KERNEL: Kernel =
-    Kernel { name: "matmul", sources: || forms(source), params: Params::layout, cases };
-
-/// Every scheme, with and without bias.
-pub(super) fn forms(source: fn(Scheme, bool) -> Source) -> Vec<Source> {
-    Scheme::ALL.into_iter().flat_map(|scheme| [false, true].map(|bias| source(scheme, bias))).collect()
+/// How operands travel to the lanes that multiply them. All families add up in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Every lane loads what it needs: the safe default.
+    Register,
+    /// A subgroup's lanes hold parts of x and hand them to each other; needs subgroups.
+    Subgroup,
+    /// A workgroup shares tiles of both operands in its memory.
+    Shared,
 }
 
-fn source(scheme: Scheme, bias: bool) -> Source {
-    let name = format!("matmul/{scheme}{}", if bias { "+bias" } else { "" });
-    let mut source = plain(name, file!("matmul.wgsl")).with_format(scheme);
-    source.overrides.push(("BIAS", f64::from(u8::from(bias))));
-    source
+/// What a lane and a workgroup compute; the shaders get the numbers as constants.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    /// Columns of y, and tokens, a lane.
+    rows: u32,
+    tokens: u32,
+    /// Lanes along each.
+    row_lanes: u32,
+    token_lanes: u32,
 }
+
+impl Family {
+    /// All of them; the safe default first.
+    pub const ALL: [Self; 3] = [Self::Register, Self::Subgroup, Self::Shared];
+
+    /// Its name in records and in the tuner's file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Subgroup => "subgroup",
+            Self::Shared => "shared",
+        }
+    }
+
+    /// Whether the device has what it needs.
+    #[must_use]
+    pub fn runs_on(self, gpu: &Gpu) -> bool {
+        self != Self::Subgroup || gpu.has_subgroups()
+    }
+
+    /// The table of tile sizes.
+    fn tile(self) -> Tile {
+        match self {
+            Self::Register => Tile { rows: 4, tokens: 8, row_lanes: 16, token_lanes: 4 },
+            Self::Subgroup => Tile { rows: 4, tokens: 16, row_lanes: 64, token_lanes: 1 },
+            Self::Shared => Tile { rows: 4, tokens: 8, row_lanes: 16, token_lanes: 8 },
+        }
+    }
+
+    /// Every form of its kernel for `scheme`.
+    fn sources(self, scheme: Scheme) -> Vec<Source> {
+        let lanes: &[u32] = if self == Self::Subgroup { &SUBGROUP_LANES } else { &[0] };
+        let forms = lanes.iter().flat_map(|lanes| [(*lanes, false), (*lanes, true)]);
+        forms.map(|(lanes, bias)| self.source(scheme, bias, lanes)).collect()
+    }
+
+    /// Its kernel, for subgroups of at least `lanes`.
+    fn source(self, scheme: Scheme, bias: bool, lanes: u32) -> Source {
+        let bias_name = if bias { "+bias" } else { "" };
+        let (name, file) = match self {
+            Self::Register => (format!("matmul/{scheme}{bias_name}"), file!("matmul.wgsl")),
+            Self::Subgroup => {
+                let name = format!("matmul_subgroup/{scheme}{bias_name} lanes={lanes}");
+                (name, file!("matmul_subgroup.wgsl"))
+            }
+            Self::Shared => (format!("matmul_shared/{scheme}{bias_name}"), file!("matmul_shared.wgsl")),
+        };
+        let mut source = plain(name, file).with_format(scheme);
+        source.parts.push(file!("common/tile.wgsl"));
+        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
+        source.consts.extend([
+            ("ROWS", rows),
+            ("TOKENS", tokens),
+            ("ROW_LANES", row_lanes),
+            ("TOKEN_LANES", token_lanes),
+        ]);
+        if self == Self::Subgroup {
+            source.needs_subgroups = true;
+            source.consts.push(("LANES", lanes));
+        }
+        source.overrides.push(("BIAS", f64::from(u8::from(bias))));
+        source
+    }
+
+    /// Its kernel as the device runs it.
+    pub(super) fn source_on(self, gpu: &Gpu, scheme: Scheme, bias: bool) -> Source {
+        let smallest = gpu.info().subgroups[0];
+        let lanes = SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
+        self.source(scheme, bias, lanes.unwrap_or(SUBGROUP_LANES[0]))
+    }
+
+    /// Workgroups for `n` columns of `t` tokens.
+    fn grid(self, n: usize, t: usize) -> Grid {
+        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
+        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil((tokens * token_lanes) as usize))
+    }
+}
+
+pub(super) const REGISTER: Kernel = Kernel {
+    name: "matmul",
+    sources: || Scheme::ALL.into_iter().flat_map(|scheme| Family::Register.sources(scheme)).collect(),
+    params: Params::layout,
+    cases: || cases("matmul", Family::Register),
+};
+pub(super) const SUBGROUP: Kernel = Kernel {
+    name: "matmul_subgroup",
+    sources: || Scheme::ALL.into_iter().flat_map(|scheme| Family::Subgroup.sources(scheme)).collect(),
+    params: Params::layout,
+    cases: || cases("matmul_subgroup", Family::Subgroup),
+};
+pub(super) const SHARED: Kernel = Kernel {
+    name: "matmul_shared",
+    sources: || Scheme::ALL.into_iter().flat_map(|scheme| Family::Shared.sources(scheme)).collect(),
+    params: Params::layout,
+    cases: || cases("matmul_shared", Family::Shared),
+};
 
 /// `y = x W^T (+ bias)` for many rows of x.
 #[derive(Clone, Debug)]
 pub struct Matmul {
+    family: Family,
     pipeline: Arc<Pipeline>,
 }
 
@@ -58,55 +164,71 @@ pub struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// Records the launch of `pipeline`, matmul or matvec.
-    pub(super) fn record(self, commands: &mut Commands, pipeline: &Arc<Pipeline>, w: &Matrix, grid: Grid) {
-        assert!(self.first_row + self.n <= w.n, "rows {}+{} of {}", self.first_row, self.n, w.n);
-        let params =
-            Params { t: small(self.t), n: small(self.n), k: small(w.k), first_row: small(self.first_row) };
-        commands.dispatch(
-            pipeline,
-            &params,
-            &[
-                ("weights", &w.weights),
-                ("scales", &w.scales),
-                ("x", self.x),
-                // Declared in any case, read only where the kernel was made with a bias.
-                ("bias", self.bias.unwrap_or(&w.scales)),
-                ("y", self.y),
-            ],
-            grid,
-        );
+    /// Records the launch of `pipeline`, matmul or matvec, on the `grid` for a number of tokens; several
+    /// launches if one would be too long.
+    pub(super) fn record(
+        self,
+        commands: &mut Commands,
+        pipeline: &Arc<Pipeline>,
+        w: &Matrix,
+        grid: impl Fn(usize) -> Grid,
+    ) {
+        let Self { x, bias, y, t, first_row, n } = self;
+        assert!(first_row + n <= w.n, "rows {first_row}+{n} of {}", w.n);
+        let (x_row, y_row) = (4 * w.k, 4 * n);
+        let token_work = (2 * n * w.k) as u64 + moving(x_row + y_row);
+        for (tokens, work) in token_ranges(commands, t, &[x_row, y_row], |_| token_work) {
+            let part = |buffer: &Buffer, row: usize| {
+                buffer.slice((tokens.start * row) as u64, (tokens.len() * row) as u64)
+            };
+            let params =
+                Params { t: small(tokens.len()), n: small(n), k: small(w.k), first_row: small(first_row) };
+            commands.dispatch(
+                pipeline,
+                &params,
+                &[
+                    ("weights", &w.weights),
+                    ("scales", &w.scales),
+                    ("x", &part(x, x_row)),
+                    // Declared in any case, read only where the kernel was made with a bias.
+                    ("bias", bias.unwrap_or(&w.scales)),
+                    ("y", &part(y, y_row)),
+                ],
+                grid(tokens.len()),
+                work + moving(n * w.row_bytes()),
+            );
+        }
     }
 }
 
 impl Matmul {
-    /// Compiles the kernel.
+    /// Compiles the kernel of `family`, which must run on the device.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, scheme: Scheme, bias: bool) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&source(scheme, bias))? })
+    pub fn new(gpu: &Gpu, family: Family, scheme: Scheme, bias: bool) -> Result<Self> {
+        Ok(Self { family, pipeline: gpu.pipeline(&family.source_on(gpu, scheme, bias))? })
     }
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        let grid = Grid::plane(operands.n.div_ceil(TILE_N), operands.t.div_ceil(TILE_T));
+        let grid = |t: usize| self.family.grid(operands.n, t);
         operands.record(commands, &self.pipeline, w, grid);
     }
 }
 
-fn cases() -> Vec<Case> {
-    // A value passes the dequantizing product, the dot product of a quad and the sum of two of them.
+fn cases(kernel: &str, family: Family) -> Vec<Case> {
+    // A value passes the dequantizing product, a chain of eight products and the sum of the eights.
     shapes(
-        "matmul",
-        |gpu, problem| {
-            problem.prepare(gpu, problem.k / 8, |gpu, scheme, bias| {
-                let kernel = Matmul::new(gpu, scheme, bias)?;
+        kernel,
+        move |gpu, problem| {
+            problem.prepare(gpu, 8 + problem.k / 8, move |gpu, scheme, bias| {
+                let kernel = Matmul::new(gpu, family, scheme, bias)?;
                 Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
             })
         },
-        &[(1, 1, 8), (33, 65, 72), (8, 4, 256), (70, 31, 136), (31, 130, 1000)],
+        &[(1, 1, 8), (33, 65, 72), (8, 4, 256), (70, 31, 136), (31, 130, 1000), (17, 257, 64)],
         (128, 512, 512),
     )
 }
@@ -127,7 +249,7 @@ pub(super) struct Problem {
 /// One case for each format and shape, and a timed one for each format.
 pub(super) fn shapes(
     kernel: &str,
-    prepare: fn(&Gpu, Problem) -> Result<Prepared>,
+    prepare: impl Fn(&Gpu, Problem) -> Result<Prepared> + Copy + 'static,
     ragged: &[(usize, usize, usize)],
     large: (usize, usize, usize),
 ) -> Vec<Case> {
@@ -154,12 +276,12 @@ pub(super) fn shapes(
 }
 
 impl Problem {
-    /// `sums` is the number of additions in the longest chain after the products of an eight.
+    /// `sums` is the longest chain of roundings from the first product to the sum without its bias.
     pub(super) fn prepare(
         self,
         gpu: &Gpu,
         sums: usize,
-        wrapper: fn(&Gpu, Scheme, bool) -> Result<Record>,
+        wrapper: impl Fn(&Gpu, Scheme, bool) -> Result<Record>,
     ) -> Result<Prepared> {
         let Self { scheme, bias, t, n, k } = self;
         // With a bias, also try a launch that starts inside the matrix.
@@ -179,7 +301,7 @@ impl Problem {
         let want = move || {
             let seen = quant::decode(&full);
             let seen = quant::decode(&quant::encode(scheme, &seen, rows, k));
-            let bound = rounding(1 + 4 + 1 + sums + usize::from(bias));
+            let bound = rounding(1 + sums + usize::from(bias));
             let biases = biases.iter().map(|b| if bias { f64::from(*b) } else { 0.0 });
             let biases: Vec<_> = biases.collect();
             reference(&seen[first_row * k..], &x, &biases, k)

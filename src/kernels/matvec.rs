@@ -15,7 +15,12 @@ const TILE_T: usize = 8;
 const LANES: usize = 8;
 
 pub(super) const KERNEL: Kernel =
-    Kernel { name: "matvec", sources: || matmul::forms(source), params: || (matmul::KERNEL.params)(), cases };
+    Kernel { name: "matvec", sources: forms, params: || (matmul::REGISTER.params)(), cases };
+
+/// Every scheme, with and without bias.
+fn forms() -> Vec<Source> {
+    Scheme::ALL.into_iter().flat_map(|scheme| [false, true].map(|bias| source(scheme, bias))).collect()
+}
 
 fn source(scheme: Scheme, bias: bool) -> Source {
     let name = format!("matvec/{scheme}{}", if bias { "+bias" } else { "" });
@@ -45,7 +50,7 @@ impl Matvec {
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        let grid = Grid::plane(operands.n.div_ceil(TILE_N), operands.t.div_ceil(TILE_T));
+        let grid = |t: usize| Grid::plane(operands.n.div_ceil(TILE_N), t.div_ceil(TILE_T));
         operands.record(commands, &self.pipeline, w, grid);
     }
 }
@@ -54,14 +59,14 @@ fn cases() -> Vec<Case> {
     matmul::shapes(
         "matvec",
         |gpu, problem| {
-            // A lane's running sum, then the lanes in order.
-            let sums = (problem.k / 8).div_ceil(LANES) + LANES;
+            // The dot product of a quad and the sum of two, a lane's running sum, then the lanes in order.
+            let sums = 4 + 1 + (problem.k / 8).div_ceil(LANES) + LANES;
             problem.prepare(gpu, sums, |gpu, scheme, bias| {
                 let kernel = Matvec::new(gpu, scheme, bias)?;
                 Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
             })
         },
-        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (8, 33, 136), (2, 70, 1000)],
+        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (8, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)],
         (1, 1024, 1024),
     )
 }

@@ -13,21 +13,25 @@ mod matvec;
 mod pack;
 mod rms_norm;
 mod rope;
+mod sentinel;
+mod split;
 mod swiglu;
+mod tune;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
-pub use matmul::{Matmul, Operands as MatOperands};
+pub use matmul::{Family, Matmul, Operands as MatOperands};
 pub use matrix::Matrix;
 pub use matvec::Matvec;
 pub use pack::Packer;
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
+pub(crate) use sentinel::source as sentinel_source;
 pub use swiglu::Swiglu;
 
-use crate::gpu::Source;
+use crate::gpu::{Gpu, Source};
 
 /// A kernel, as tests and benches see it.
 #[derive(Clone, Copy, Debug)]
@@ -42,13 +46,23 @@ pub struct Kernel {
     pub cases: fn() -> Vec<Case>,
 }
 
+impl Kernel {
+    /// Whether the device has what every form of it needs.
+    #[must_use]
+    pub fn runs_on(&self, gpu: &Gpu) -> bool {
+        gpu.has_subgroups() || !(self.sources)().iter().any(|source| source.needs_subgroups)
+    }
+}
+
 /// All kernels.
 #[must_use]
 pub fn registry() -> Vec<Kernel> {
     vec![
         pack::SCALES,
         pack::CODES,
-        matmul::KERNEL,
+        matmul::REGISTER,
+        matmul::SUBGROUP,
+        matmul::SHARED,
         matvec::KERNEL,
         rms_norm::KERNEL,
         rope::KERNEL,
@@ -56,5 +70,6 @@ pub fn registry() -> Vec<Kernel> {
         attention::DECODE,
         swiglu::KERNEL,
         fold::KERNEL,
+        sentinel::KERNEL,
     ]
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::case::{noise, unwritten};
 use super::link::{file, params, plain};
+use super::split::moving;
 use super::{Case, Kernel, Matrix, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
@@ -129,12 +130,14 @@ impl Packer {
                 &ScalesParams { groups: small(grouping.count), row_len, group, per_row },
                 &[("raw", &staging), ("scales", &scales)],
                 Grid::flat(grouping.count.div_ceil((WG / group_lanes(scheme)) as usize)),
+                moving(part.len()),
             );
             commands.dispatch(
                 codes_kernel,
                 &CodesParams { words: small(part_words), row_len, group, per_row },
                 &[("raw", &staging), ("scales", &scales), ("codes", &weights)],
                 Grid::flat(part_words.div_ceil(WG as usize)),
+                moving(part.len() + 4 * part_words),
             );
             commands.submit(gpu)?;
         }
@@ -207,6 +210,7 @@ fn prepare(gpu: &Gpu, scheme: Scheme, dtype: Scheme, n: usize, k: usize) -> Resu
     let Some((scales_kernel, codes_kernel)) = packer.kernels else { unreachable!("a quantizing scheme") };
     let Some(grouping) = scheme.grouping(n, k) else { unreachable!("a quantizing scheme") };
     let raw = gpu.upload("raw", &bytes)?;
+    let work = moving(bytes.len());
     let words = n * k / scheme.per_word();
     let scales = unwritten(gpu, "scales", grouping.count * scheme.values_per_group())?;
     let codes = unwritten(gpu, "codes", words)?;
@@ -232,12 +236,19 @@ fn prepare(gpu: &Gpu, scheme: Scheme, dtype: Scheme, n: usize, k: usize) -> Resu
     let code_params = CodesParams { words: small(words), row_len, group, per_row };
     let scale_grid = Grid::flat(grouping.count.div_ceil((WG / group_lanes(scheme)) as usize));
     let record = move |commands: &mut Commands| {
-        commands.dispatch(&scales_kernel, &scale_params, &[("raw", &raw), ("scales", &scales)], scale_grid);
+        commands.dispatch(
+            &scales_kernel,
+            &scale_params,
+            &[("raw", &raw), ("scales", &scales)],
+            scale_grid,
+            1,
+        );
         commands.dispatch(
             &codes_kernel,
             &code_params,
             &[("raw", &raw), ("scales", &scales), ("codes", &codes)],
             Grid::flat(words.div_ceil(WG as usize)),
+            work,
         );
     };
     Ok(Prepared { record: Box::new(record), outputs })

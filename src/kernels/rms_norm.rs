@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::case::{ULP, noise, unwritten};
 use super::link::{file, params, plain};
 use super::pack::small;
+use super::split::moving;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
@@ -96,12 +97,8 @@ impl RmsNorm {
         // `delta` and `rows` are declared in any case and read only in their forms.
         let delta = if self.form == RmsNormForm::Plain { gain } else { delta };
         let buffers = [("h", h), ("delta", delta), ("rows", rows.unwrap_or(gain)), ("gain", gain), ("y", y)];
-        commands.dispatch(
-            &self.pipeline,
-            &params,
-            &buffers,
-            Grid::flat(count.div_ceil((WG / self.lanes) as usize)),
-        );
+        let grid = Grid::flat(count.div_ceil((WG / self.lanes) as usize));
+        commands.dispatch(&self.pipeline, &params, &buffers, grid, moving(4 * 4 * count * d));
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::case::{ULP, noise};
 use super::link::{file, params, plain};
 use super::pack::small;
+use super::split::moving;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
@@ -88,7 +89,8 @@ impl Rope {
             ("cache_v", cache_v),
         ];
         let pairs = t * (heads.queries + 2 * heads.kv) * half;
-        commands.dispatch(&self.pipeline, &params, &buffers, Grid::flat(pairs.div_ceil(WG as usize)));
+        let grid = Grid::flat(pairs.div_ceil(WG as usize));
+        commands.dispatch(&self.pipeline, &params, &buffers, grid, moving(16 * pairs));
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::case::{ULP, exp_error, noise, unwritten};
 use super::link::{file, params, plain};
 use super::pack::small;
+use super::split::moving;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
@@ -42,7 +43,13 @@ impl Swiglu {
     pub fn record(&self, commands: &mut Commands, gate: &Buffer, up: &Buffer, y: &Buffer, count: usize) {
         let params = Params { quads: small(count / 4) };
         let grid = Grid::flat((count / 4).div_ceil(WG as usize));
-        commands.dispatch(&self.pipeline, &params, &[("gate", gate), ("up", up), ("y", y)], grid);
+        commands.dispatch(
+            &self.pipeline,
+            &params,
+            &[("gate", gate), ("up", up), ("y", y)],
+            grid,
+            moving(12 * count),
+        );
     }
 }
 

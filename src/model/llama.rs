@@ -23,10 +23,6 @@ use crate::quant::Precision;
 /// Tokens in a batch, and wanted rows, where the device's limits allow: bounds the activations.
 const MAX_TOKENS: usize = 1024;
 
-/// Work is handed to the device in pieces of about this many floating-point operations: a fifth of a second for
-/// a 100 GFLOP/s device. Windows ends a piece that runs for two seconds, macOS earlier.
-const PIECE_FLOPS: f64 = 2e10;
-
 /// One arm on the GPU: a checkpoint's weights, packed, and a KV cache.
 ///
 /// A row's bits depend on nothing but the tokens before it and on whether they came as prompt or
@@ -137,14 +133,13 @@ impl Llama {
         self.head.logits(&self.gpu, &self.scratch, &self.config, batch)
     }
 
-    /// Records all layers, handing over full pieces; what is left goes before the head.
+    /// Records all layers, handing over what is enough for the device; what is left goes before the head.
     fn layers(&mut self, batch: &Batch) -> Result<Commands> {
         self.check(batch)?;
         let rows = self.embedding_rows(&batch.tokens);
         self.scratch.write_batch(&self.gpu, batch, &rows)?;
-        let flops_per_layer = self.flops_per_layer(batch);
-        let mut commands = Commands::new();
-        let mut recorded = 0.0;
+        let lengths: Vec<u32> = batch.places.iter().map(|place| place.position + 1).collect();
+        let mut commands = Commands::paced(&self.gpu);
         for (index, layer) in self.layers.iter().enumerate() {
             let scratch = &self.scratch;
             layer.record(
@@ -154,23 +149,16 @@ impl Llama {
                 &self.rotary,
                 &self.config,
                 batch,
+                &lengths,
                 index == 0,
             );
-            recorded += flops_per_layer;
-            if recorded > PIECE_FLOPS {
-                std::mem::take(&mut commands).submit(&self.gpu)?;
-                recorded = 0.0;
+            if commands.is_full(&self.gpu) {
+                commands.submit(&self.gpu)?;
+                commands = Commands::paced(&self.gpu);
             }
         }
         self.counters.weight_passes += 1;
         Ok(commands)
-    }
-
-    fn flops_per_layer(&self, batch: &Batch) -> f64 {
-        let weights: usize = self.layers.first().map_or(0, Layer::weights);
-        let positions: f64 = batch.places.iter().map(|place| f64::from(place.position + 1)).sum();
-        let heads = (self.config.heads * self.config.head_dim) as f64;
-        2.0 * weights as f64 * batch.tokens.len() as f64 + 4.0 * positions * heads
     }
 
     /// The embedding of each token, widened, `[t, d]`.

@@ -8,13 +8,15 @@ pub use codes::codes_text;
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};
 
+use std::collections::BTreeMap;
+
 use crate::audit::{ArmResult, Findings, Metric, Recovered};
 use crate::gpu::DeviceInfo;
 use crate::metrics::Measured;
 use crate::model::Counters;
 
 impl Report {
-    /// The record of what was measured so far.
+    /// The record of what was measured so far, without the kernels that a GPU chose.
     #[must_use]
     pub fn new(findings: &Findings, device: &DeviceInfo) -> Self {
         let plan = &findings.plan;
@@ -36,6 +38,7 @@ impl Report {
                 .iter()
                 .map(|recovered| schema_recovery(findings, recovered))
                 .collect(),
+            kernels: BTreeMap::new(),
             counters: findings.counters().into(),
         }
     }

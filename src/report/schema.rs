@@ -3,6 +3,8 @@
 //! Later versions add fields; these names and their meanings stay. A value is a number, or `null` with a `reason`;
 //! never NaN. Metrics are on MUSE's scale (x100; PrivLeak signed and unclamped), ratios are plain (1 is all of it).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The `schema_version` of this module.
@@ -28,6 +30,9 @@ pub struct Report {
     pub arms: Vec<Arm>,
     /// By unlearned checkpoint, then precision, then metric.
     pub recovery: Vec<Recovery>,
+    /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernels: BTreeMap<String, String>,
     /// Sums over the arms; `peak_device_bytes` is their maximum.
     pub counters: Counters,
 }
@@ -47,15 +52,13 @@ pub struct Program {
 }
 
 impl Program {
-    /// This build. Commit and dirty are what the environment said while it was compiled (`UNDERTEXT_COMMIT`,
-    /// `UNDERTEXT_DIRTY`): a build from a package has no repository to ask.
+    /// This build. Commit and dirty are what the build script found: a build from a package has no repository to ask.
     #[must_use]
     pub fn this() -> Self {
-        let commit = option_env!("UNDERTEXT_COMMIT").filter(|commit| !commit.is_empty()).map(str::to_owned);
+        let commit = option_env!("UNDERTEXT_COMMIT").map(str::to_owned);
         let dirty = option_env!("UNDERTEXT_DIRTY").and_then(|dirty| dirty.parse().ok());
         let unknown = commit.is_none() || dirty.is_none();
-        let reason = unknown
-            .then(|| "built without UNDERTEXT_COMMIT and UNDERTEXT_DIRTY in the environment".to_owned());
+        let reason = unknown.then(|| "not built in a git repository".to_owned());
         Self { version: env!("CARGO_PKG_VERSION").to_owned(), commit, dirty, reason }
     }
 }
@@ -253,6 +256,9 @@ pub struct Generated {
     pub precision: String,
     /// What the matrices of the layers were stored in.
     pub scheme: String,
+    /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernels: BTreeMap<String, String>,
     /// What it cost.
     pub counters: Counters,
 }

@@ -20,7 +20,9 @@ pub(super) struct Head {
 impl Head {
     pub(super) fn new(gpu: &Gpu, matrix: Matrix, norm: Buffer) -> Result<Self> {
         let gather = RmsNorm::new(gpu, RmsNormForm::AddGather, matrix.k)?;
-        Ok(Self { norm, projection: Projection::new(gpu, matrix, None)?, gather, fold: Fold::new(gpu)? })
+        let launched = matrix.n.min(FOLD_CHUNK);
+        let projection = Projection::new(gpu, matrix, None, launched)?;
+        Ok(Self { norm, projection, gather, fold: Fold::new(gpu)? })
     }
 
     /// Chunks of the vocabulary: first row and count.
@@ -87,11 +89,11 @@ impl Head {
     ) -> Result<Vec<f32>> {
         let (rows, vocab) = (batch.wanted.len(), config.vocab_size);
         let mut logits = vec![0.0; rows * vocab];
-        let mut commands = Commands::new();
+        let mut commands = Commands::paced(gpu);
         self.record_norm(&mut commands, scratch, config, batch);
         for (first, n) in self.chunks() {
             self.record_chunk(&mut commands, scratch, batch, first, n);
-            std::mem::take(&mut commands).submit(gpu)?;
+            std::mem::replace(&mut commands, Commands::paced(gpu)).submit(gpu)?;
             let chunk: Vec<f32> = gpu.read(&scratch.logits, rows * n)?;
             for (row, chunk) in logits.chunks_mut(vocab).zip(chunk.chunks(n)) {
                 row[first..first + n].copy_from_slice(chunk);

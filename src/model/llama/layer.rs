@@ -48,8 +48,9 @@ pub(super) struct Projection {
 }
 
 impl Projection {
-    pub(super) fn new(gpu: &Gpu, matrix: Matrix, bias: Option<Buffer>) -> Result<Self> {
-        let matmul = Matmul::new(gpu, matrix.scheme, bias.is_some())?;
+    /// `launched` rows of the matrix are used at a time.
+    pub(super) fn new(gpu: &Gpu, matrix: Matrix, bias: Option<Buffer>, launched: usize) -> Result<Self> {
+        let matmul = Matmul::tuned(gpu, &matrix, launched, bias.is_some())?;
         let matvec = Matvec::new(gpu, matrix.scheme, bias.is_some())?;
         Ok(Self { matrix, bias, matmul, matvec })
     }
@@ -114,7 +115,7 @@ impl Layer {
             let matrix = packer.pack(gpu, &name, &stored.bytes, n, k)?;
             let bias = linear.bias(checkpoint, layer)?;
             let bias = bias.map(|bias| gpu.upload(&linear.bias_name(layer), &bias.to_f32())).transpose()?;
-            Projection::new(gpu, matrix, bias)
+            Projection::new(gpu, matrix, bias, n)
         };
         let norm = |norm: Norm| vector(gpu, checkpoint, &norm.name(layer), config.hidden_size);
         let cache_bytes = 4 * (slots * config.kv_heads * config.head_dim) as u64;
@@ -133,13 +134,8 @@ impl Layer {
         })
     }
 
-    /// Weights in the layer's matrices.
-    pub(super) fn weights(&self) -> usize {
-        let all = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
-        all.iter().map(|projection| projection.matrix.n * projection.matrix.k).sum()
-    }
-
     /// Records the layer: `delta` of the layer before joins the stream first, this one's is left in `delta`.
+    /// `lengths` are the positions that each token looks at.
     #[expect(clippy::too_many_arguments, reason = "what the pass shares, by name")]
     pub(super) fn record(
         &self,
@@ -149,6 +145,7 @@ impl Layer {
         rotary: &Buffer,
         config: &Config,
         batch: &Batch,
+        lengths: &[u32],
         first: bool,
     ) {
         let (phase, t) = (batch.phase, batch.tokens.len());
@@ -164,7 +161,8 @@ impl Layer {
         self.v.record(commands, phase, normed, v, t);
         let turned = RopeOperands { places, rotary, q, k, v, cache_k, cache_v, t, heads };
         kernels.rope.record(commands, turned);
-        let attention = AttentionOperands { q, cache_k, cache_v, table, places, out: attended, t, heads };
+        let attention =
+            AttentionOperands { q, cache_k, cache_v, table, places, out: attended, lengths, heads };
         match phase {
             Phase::Prefill => kernels.prefill.record(commands, attention),
             Phase::Decode => kernels.decode.record(commands, attention),
