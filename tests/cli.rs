@@ -385,6 +385,35 @@ fn codes_gives_names_that_stay() {
     assert!(value["disk_bytes"].as_u64().unwrap() > 0 && value["seconds"].is_number());
 }
 
+/// Embeddings and norms are no part of survival, and are not passed over in silence either.
+#[test]
+fn codes_says_what_changed_outside_the_matrices() {
+    let family = Family::new(&["target", "npo"]);
+    let [target, npo] = ["target", "npo"].map(|name| family.path(&format!("{name}/model.safetensors")));
+    let [target, npo] = [target, npo].map(|path| std::fs::read(path).unwrap());
+    let [target, npo] = [&target, &npo].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    let (mut all, mut outside) = (0.0, 0.0);
+    for (name, old) in target.tensors() {
+        let new = npo.tensor(&name).unwrap();
+        let values = |bytes: &[u8]| -> Vec<f64> {
+            bytes.as_chunks().0.iter().map(|value| f64::from(f32::from_le_bytes(*value))).collect()
+        };
+        let squares = values(old.data()).into_iter().zip(values(new.data())).map(|(t, u)| (u - t).powi(2));
+        let sum: f64 = squares.sum();
+        all += sum;
+        outside += if name.contains("_proj") { 0.0 } else { sum };
+    }
+    let output = undertext(&family, "codes $/target $/npo --schemes int8 --json codes.json");
+    let text = good(&output);
+    let words = format!("hold {:.0} % of the whole squared update", 100.0 * outside / all);
+    assert!(text.contains(&words), "{words}: {text}");
+    let value: Value =
+        serde_json::from_str(&std::fs::read_to_string(family.path("codes.json")).unwrap()).unwrap();
+    let share = value["as_stored"]["share_of_update"].as_f64().unwrap();
+    // Two orders of adding 3,000 squares, and serde_json's ulp.
+    assert!((share - outside / all).abs() < 3000.0 * f64::EPSILON, "{share}");
+}
+
 #[test]
 fn codes_without_an_update_are_null_with_a_reason() {
     let family = Family::new(&["target"]);
