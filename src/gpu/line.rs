@@ -12,15 +12,25 @@ use std::time::{Duration, Instant};
 use super::Gpu;
 use super::buffer::Buffer;
 use super::pace::Pace;
-use super::shader::Pipeline;
+use super::shader::{Pipeline, Source};
 use crate::error::{Error, Result};
-use crate::kernels;
 
 /// A device that has not answered for this long is given up.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What is noted before any submission. Not 0, so that a copy that was dropped is not taken for it.
 const NONE: u32 = 1;
+
+/// The kernel that notes numbers. It is launched here, at the end of every submission; `kernels` tests it.
+pub(crate) fn sentinel_source() -> Source {
+    Source {
+        name: "sentinel".to_owned(),
+        parts: vec![("sentinel.wgsl", include_str!("../../shaders/sentinel.wgsl"))],
+        consts: vec![],
+        overrides: vec![],
+        needs_subgroups: false,
+    }
+}
 
 /// What notes numbers.
 #[derive(Debug)]
@@ -43,7 +53,7 @@ impl Sentinel {
             })
         })?;
         let finished = gpu.upload("sentinel", &[NONE])?;
-        Ok(Self { pipeline: gpu.pipeline(&kernels::sentinel_source())?, finished, params })
+        Ok(Self { pipeline: gpu.pipeline(&sentinel_source())?, finished, params })
     }
 }
 

@@ -13,5 +13,6 @@ pub use buffer::Buffer;
 pub use choice::{DeviceChoice, DeviceInfo, list};
 pub use commands::{Commands, GRID_X, Grid};
 pub use device::Gpu;
+pub(crate) use line::sentinel_source;
 pub use shader::{Pipeline, Source};
 pub use tune::{Tuning, cache_folder};

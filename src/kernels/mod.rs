@@ -28,7 +28,6 @@ pub use matvec::Matvec;
 pub use pack::Packer;
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
-pub(crate) use sentinel::source as sentinel_source;
 pub use swiglu::Swiglu;
 
 use crate::gpu::{Gpu, Source};

@@ -1,19 +1,14 @@
 //! Notes that a submission is finished. [`crate::gpu`] launches it itself, at the end of every submission.
 
-use super::link::{file, params, plain};
+use super::link::params;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Grid, Source};
+use crate::gpu::{Commands, Gpu, Grid, sentinel_source};
 
 params!(Params { number: u32 });
 
 pub(super) const KERNEL: Kernel =
-    Kernel { name: "sentinel", sources: || vec![source()], params: Params::layout, cases };
-
-/// The kernel.
-pub(crate) fn source() -> Source {
-    plain("sentinel".to_owned(), file!("sentinel.wgsl"))
-}
+    Kernel { name: "sentinel", sources: || vec![sentinel_source()], params: Params::layout, cases };
 
 fn cases() -> Vec<Case> {
     // The next submission, one of which the one before is missing, and one that was there already.
@@ -31,7 +26,7 @@ fn cases() -> Vec<Case> {
 fn prepare(gpu: &Gpu, before: u32, number: u32) -> Result<Prepared> {
     let finished = gpu.upload("finished", &[before])?;
     let after = gpu.upload("after", &[0u32])?;
-    let pipeline = gpu.pipeline(&source())?;
+    let pipeline = gpu.pipeline(&sentinel_source())?;
     let want = move || vec![Want::Exactly(reference(before, number))];
     let outputs = vec![Output { name: "finished", buffer: finished.clone(), want: Box::new(want) }];
     let record = move |commands: &mut Commands| {
