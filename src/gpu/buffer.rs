@@ -124,7 +124,7 @@ impl Gpu {
             offset += piece.len() as u64;
             if piece.len() == UPLOAD_PIECE_BYTES {
                 // Lets the driver copy and free this piece's staging memory now.
-                self.queue.submit([]);
+                self.submit([]);
             }
         }
         self.uploaded.fetch_add(data.len() as u64, Ordering::Relaxed);

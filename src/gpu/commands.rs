@@ -215,7 +215,7 @@ impl Commands {
         encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
         let binding = stamps.binding();
         encoder.copy_buffer_to_buffer(&resolved, 0, binding.buffer, binding.offset, 16);
-        gpu.queue.submit([encoder.finish()]);
+        gpu.submit([encoder.finish()]);
         let stamps: Vec<u64> = gpu.read(&stamps, 2)?;
         // Some drivers write zeros or equal stamps: treat those as missing.
         let ticks = stamps[1].checked_sub(stamps[0]).filter(|ticks| stamps[0] > 0 && *ticks > 0);

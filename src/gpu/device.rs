@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::buffer::Memory;
 use super::choice::{self, DeviceChoice, DeviceInfo};
@@ -24,6 +24,9 @@ pub struct Gpu {
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     pub(super) tuner: Tuner,
     pub(super) line: Mutex<Line>,
+    /// Held while the queue is handed work or waited for: wgpu-core 30 panics if one thread submits while
+    /// another one's wait ends ("the current submission index should be at least the wait submission index").
+    turn: Mutex<()>,
     pub(super) sentinel: OnceLock<Sentinel>,
     info: DeviceInfo,
     /// The first failure that no error scope caught.
@@ -93,10 +96,25 @@ impl Gpu {
             pipelines: Mutex::default(),
             tuner: Tuner::default(),
             line: Mutex::default(),
+            turn: Mutex::default(),
             sentinel: OnceLock::new(),
             info,
             failure,
         })
+    }
+
+    /// Hands work to the queue, never while another thread waits for it.
+    pub(super) fn submit(
+        &self,
+        work: impl IntoIterator<Item = wgpu::CommandBuffer>,
+    ) -> wgpu::SubmissionIndex {
+        let _turn = self.turn();
+        self.queue.submit(work)
+    }
+
+    /// The right to submit or to wait.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What this device is.

@@ -115,7 +115,7 @@ impl Gpu {
         line.number = line.number.wrapping_add(1);
         self.queue.write_buffer(&sentinel.params, 0, bytemuck::bytes_of(&[line.number, 0, 0, 0]));
         let since = Instant::now();
-        let index = self.queue.submit(commands);
+        let index = self.submit(commands);
         line.running.push_back(Piece { index, work, since });
         drop(line);
         self.submissions.fetch_add(1, Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(from.buffer, from.offset, staging, to, bytes);
         }
         let line = self.line();
-        self.queue.submit([encoder.finish()]);
+        self.submit([encoder.finish()]);
         line.number
     }
 
@@ -190,6 +190,7 @@ impl Gpu {
     /// Waits for a submission, or all; `false` if it is not done in `patience`.
     fn poll(&self, during: &str, index: Option<&wgpu::SubmissionIndex>, patience: Duration) -> Result<bool> {
         let poll = wgpu::PollType::Wait { submission_index: index.cloned(), timeout: Some(patience) };
+        let _turn = self.turn();
         match self.device.poll(poll) {
             Ok(_) => Ok(true),
             Err(wgpu::PollError::Timeout) => Ok(false),
