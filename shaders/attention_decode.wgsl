@@ -12,26 +12,7 @@
 // of a query walks positions l, l + 8, ... with a running maximum of its own; then the lanes' sums are
 // brought to their common maximum and added in order, eight quads at a time, lane j taking quad j.
 //
-// Links `const QUADS` = e / 4 and common/index.wgsl. f64 twin: kernels::attention.
-
-struct Params {
-    t: u32, // tokens
-    heads: u32, // h
-    kv_heads: u32, // g
-    scale: f32, // 1 / sqrt(e)
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> cache_k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> cache_v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> table: array<u32>;
-@group(0) @binding(5) var<storage, read> places: array<vec4<u32>>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
-
-override WG: u32 = 64u;
-// Tokens a page; model::PAGE.
-override PAGE: u32 = 16u;
+// Links common/attention.wgsl, common/index.wgsl and `const QUADS` = e / 4. f64 twin: kernels::attention.
 
 // Lanes a query; kernels::attention has the same number.
 const LANES: u32 = 8u;

@@ -12,26 +12,7 @@
 // in order with a running maximum (online softmax, arXiv 1805.02867), so that a token's result
 // depends on nothing but its sequence.
 //
-// Links `const QUADS` = e / 4. f64 twin: kernels::attention.
-
-struct Params {
-    t: u32, // tokens
-    heads: u32, // h
-    kv_heads: u32, // g
-    scale: f32, // 1 / sqrt(e)
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> cache_k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> cache_v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> table: array<u32>;
-@group(0) @binding(5) var<storage, read> places: array<vec4<u32>>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
-
-override WG: u32 = 64u;
-// Tokens a page; model::PAGE.
-override PAGE: u32 = 16u;
+// Links common/attention.wgsl and `const QUADS` = e / 4. f64 twin: kernels::attention.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -9,40 +9,11 @@
 // workgroups of 64 lanes, 16 along n by 4 along t; a lane owns 4 columns of y for 8 tokens. Each
 // element is summed in f32 over k in order, eight products at a time.
 //
-// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::matmul. Links common/oct.wgsl,
-// common/tile.wgsl and a format. f64 twin: kernels::matmul.
-
-struct Params {
-    t: u32, // rows of x
-    n: u32, // columns of y
-    k: u32, // columns of x, a multiple of 8
-    first_row: u32, // of the matrix
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;
-
-override BIAS: bool = false;
+// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::matmul. Links common/product.wgsl,
+// common/oct.wgsl, common/tile.wgsl and a format. f64 twin: kernels::matmul.
 
 // The body is written for these.
 const_assert ROWS == 4u && TOKENS == 8u;
-
-fn store(token: u32, column: u32, sum: vec4<f32>) {
-    if token >= params.t {
-        return;
-    }
-    for (var i = 0u; i < ROWS; i += 1u) {
-        if column + i < params.n {
-            var value = sum[i];
-            if BIAS {
-                value += bias[column + i];
-            }
-            y[token * params.n + column + i] = value;
-        }
-    }
-}
 
 @compute @workgroup_size(ROW_LANES * TOKEN_LANES)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

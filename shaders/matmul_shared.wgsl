@@ -10,22 +10,8 @@
 // quads of tokens, half a tile apart. The tile goes along k in steps of 32; rows, columns and tokens lie
 // in fours. Each element is summed in f32 over k in order, eight products at a time.
 //
-// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::matmul. Links common/oct.wgsl,
-// common/tile.wgsl and a format. f64 twin: kernels::matmul.
-
-struct Params {
-    t: u32, // rows of x
-    n: u32, // columns of y
-    k: u32, // columns of x, a multiple of 8
-    first_row: u32, // of the matrix
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;
-
-override BIAS: bool = false;
+// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::matmul. Links common/product.wgsl,
+// common/oct.wgsl, common/tile.wgsl and a format. f64 twin: kernels::matmul.
 
 // The body is written for these.
 const_assert ROWS == 4u && TOKENS == 8u;
@@ -79,21 +65,6 @@ fn fill(first_column: u32, first_token: u32, first_oct: u32, octs: u32, lane: u3
         x_tile[at + TOKEN_QUADS] = four[1];
         x_tile[at + 2u * TOKEN_QUADS] = four[2];
         x_tile[at + 3u * TOKEN_QUADS] = four[3];
-    }
-}
-
-fn store(token: u32, column: u32, sum: vec4<f32>) {
-    if token >= params.t {
-        return;
-    }
-    for (var i = 0u; i < ROWS; i += 1u) {
-        if column + i < params.n {
-            var value = sum[i];
-            if BIAS {
-                value += bias[column + i];
-            }
-            y[token * params.n + column + i] = value;
-        }
     }
 }
 

@@ -8,45 +8,17 @@
 // Row `first_row` of the matrix gives the first column of y. Grid: (ceil(n / 256), ceil(t / 16))
 // workgroups of 64 lanes, all along n; a lane owns 4 columns of y for 16 tokens. An eight of 16 tokens
 // is 32 quads: the first LANES lanes of a subgroup hold 32 / LANES of them each and hand them to all.
-// Lanes after those hold the same again, so subgroups may have any size from LANES up, and differ. Each element is summed in f32 over k in order, eight products at a time.
+// Lanes after those hold the same again, so subgroups may have any size from LANES up, and differ. Each
+// element is summed in f32 over k in order, eight products at a time.
 //
-// ROWS, TOKENS, ROW_LANES, TOKEN_LANES and LANES come from kernels::matmul. Links common/oct.wgsl,
-// common/tile.wgsl and a format. f64 twin: kernels::matmul.
-
-struct Params {
-    t: u32, // rows of x
-    n: u32, // columns of y
-    k: u32, // columns of x, a multiple of 8
-    first_row: u32, // of the matrix
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;
-
-override BIAS: bool = false;
+// ROWS, TOKENS, ROW_LANES, TOKEN_LANES and LANES come from kernels::matmul. Links common/product.wgsl,
+// common/oct.wgsl, common/tile.wgsl and a format. f64 twin: kernels::matmul.
 
 // The body is written for these.
 const_assert ROWS == 4u && TOKENS == 16u && TOKEN_LANES == 1u;
 
 // Quads of x that a lane holds.
 const HELD: u32 = 2u * TOKENS / LANES;
-
-fn store(token: u32, column: u32, sum: vec4<f32>) {
-    if token >= params.t {
-        return;
-    }
-    for (var i = 0u; i < ROWS; i += 1u) {
-        if column + i < params.n {
-            var value = sum[i];
-            if BIAS {
-                value += bias[column + i];
-            }
-            y[token * params.n + column + i] = value;
-        }
-    }
-}
 
 // Where quad `index` of the token block's first eight is in x; past the edge the last token's.
 fn place(token: u32, index: u32) -> u32 {

@@ -9,21 +9,7 @@
 // workgroups of 64 lanes. Eight lanes share 4 rows of W and 8 tokens: lane l sums the eights l, l + 8, ...
 // of k in f32; then lane j adds up the lanes' sums for token j, in order.
 //
-// Links common/oct.wgsl and a format. f64 twin: kernels::matvec.
-
-struct Params {
-    t: u32, // rows of x
-    n: u32, // columns of y
-    k: u32, // columns of x, a multiple of 8
-    first_row: u32, // of the matrix
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;
-
-override BIAS: bool = false;
+// Links common/product.wgsl, common/oct.wgsl and a format. f64 twin: kernels::matvec.
 
 // Rows of W and tokens that a group of LANES lanes serves; kernels::matvec has the same numbers.
 const WG: u32 = 64u;
@@ -95,21 +81,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
 
     let j = lane % LANES;
-    if token + j >= params.t {
-        return;
-    }
     let first = (lane - j) * TOKENS + j;
     var sum = partial[first];
     for (var i = 1u; i < LANES; i += 1u) {
         sum += partial[first + i * TOKENS];
     }
-    for (var i = 0u; i < ROWS; i += 1u) {
-        if column + i < params.n {
-            var value = sum[i];
-            if BIAS {
-                value += bias[column + i];
-            }
-            y[(token + j) * params.n + column + i] = value;
-        }
-    }
+    store(token + j, column, sum);
 }

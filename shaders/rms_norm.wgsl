@@ -1,7 +1,6 @@
-// h += delta; y = h / sqrt(mean(h^2) + eps) * gain.
+// y = h / sqrt(mean(h^2) + eps) * gain.
 //
-//   h      [t, d]     f32, the residual stream; rewritten where ADD and not GATHER
-//   delta  [t, d]     f32, read where ADD
+//   h      [t, d]     f32, the residual stream
 //   rows   [m]        u32, read where GATHER: row i of y comes from row rows[i] of h
 //   gain   [d]        f32
 //   y      [m, d]     f32
@@ -19,15 +18,13 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> h: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> delta: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> rows: array<u32>;
-@group(0) @binding(4) var<storage, read> gain: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> h: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> rows: array<u32>;
+@group(0) @binding(3) var<storage, read> gain: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 
 override WG: u32 = 64u;
 override LANES: u32 = 8u;
-override ADD: bool = false;
 override GATHER: bool = false;
 
 // Each lane's sum of squares.
@@ -46,13 +43,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
 
     var own = 0.0;
     for (var q = lane % LANES; q < end; q += LANES) {
-        var value = h[row * quads + q];
-        if ADD {
-            value += delta[row * quads + q];
-            if !GATHER {
-                h[row * quads + q] = value;
-            }
-        }
+        let value = h[row * quads + q];
         own += dot(value, value);
     }
     squares[lane] = own;
@@ -64,10 +55,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let factor = inverseSqrt(sum / f32(params.d) + params.eps);
 
     for (var q = lane % LANES; q < end; q += LANES) {
-        var value = h[row * quads + q];
-        if ADD && GATHER {
-            value += delta[row * quads + q];
-        }
-        y[index * quads + q] = value * factor * gain[q];
+        y[index * quads + q] = h[row * quads + q] * factor * gain[q];
     }
 }

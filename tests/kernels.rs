@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use undertext::gpu::{Commands, Gpu};
-use undertext::kernels::{Case, Family, MatOperands, Matmul, Output, Packer, Want, registry};
+use undertext::kernels::{Case, Family, Finish, MatOperands, Matmul, Output, Packer, Stored, Want, registry};
 use undertext::quant::Scheme;
 
 use crate::adapters;
@@ -144,12 +144,12 @@ fn a_token_has_the_same_bits_in_any_batch() {
     let value = |i: usize| ((i * 7919) % 1021) as f32 / 511.0 - 1.0;
     let weights: Vec<f32> = (0..n * k).map(value).collect();
     let x: Vec<f32> = (0..t * k).map(|i| value(3 * i + 1)).collect();
-    let (scheme, stored) = (Scheme::Int4 { group: 32 }, Scheme::F32);
+    let scheme = Scheme::Int4 { group: 32 };
     for gpu in adapters::all() {
-        let w = Packer::new(gpu, scheme, stored).unwrap();
-        let w = w.pack(gpu, "w", bytemuck::cast_slice(&weights), n, k).unwrap();
+        let w = Stored { name: "w", dtype: Scheme::F32, bytes: bytemuck::cast_slice(&weights), n, k };
+        let w = Packer::default().pack_one(gpu, scheme, w).unwrap();
         for family in Family::ALL.into_iter().filter(|family| family.runs_on(gpu)) {
-            let matmul = Matmul::new(gpu, family, scheme, false).unwrap();
+            let matmul = Matmul::new(gpu, family, scheme, Finish::default()).unwrap();
             let product = |x: &[f32]| -> Vec<u32> {
                 let t = x.len() / k;
                 let x = gpu.upload("x", x).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 use undertext::gpu::{Commands, DeviceChoice, Gpu, Source, Tuning};
-use undertext::kernels::{Family, MatOperands, Matmul, Packer};
+use undertext::kernels::{Family, Finish, MatOperands, Matmul, Packer, Stored};
 use undertext::quant::Scheme;
 
 use crate::{adapters, family};
@@ -104,8 +104,8 @@ fn the_tuned_family_is_listed_and_computes_what_the_safe_one_does() {
     for index in 0..adapters::all().len() {
         let folder = TempDir::new().unwrap();
         let gpu = &open(index, Tuning::Remembered, folder.path());
-        let packer = Packer::new(gpu, scheme, Scheme::F32).unwrap();
-        let w = packer.pack(gpu, "w", bytemuck::cast_slice(&weights), n, k).unwrap();
+        let w = Stored { name: "w", dtype: Scheme::F32, bytes: bytemuck::cast_slice(&weights), n, k };
+        let w = Packer::default().pack_one(gpu, scheme, w).unwrap();
         let x = gpu.upload("x", &x).unwrap();
         let y = gpu.alloc("y", (4 * t * n) as u64).unwrap();
         let product = |matmul: &Matmul| -> Vec<u32> {
@@ -114,8 +114,8 @@ fn the_tuned_family_is_listed_and_computes_what_the_safe_one_does() {
             commands.submit(gpu).unwrap();
             gpu.read(&y, t * n).unwrap()
         };
-        let tuned = Matmul::tuned(gpu, &w, n, false).unwrap();
-        let safe = Matmul::new(gpu, Family::Register, scheme, false).unwrap();
+        let tuned = Matmul::tuned(gpu, &w, n, Finish::default()).unwrap();
+        let safe = Matmul::new(gpu, Family::Register, scheme, Finish::default()).unwrap();
         assert!(product(&tuned) == product(&safe), "{}", adapters::name(gpu));
 
         let chosen: Vec<_> = gpu.chosen_kernels().into_iter().collect();
@@ -123,7 +123,7 @@ fn the_tuned_family_is_listed_and_computes_what_the_safe_one_does() {
         assert_eq!(class, "matmul/int4-g32 n=96 k=64");
         assert!(Family::ALL.iter().any(|family| family.name() == name && family.runs_on(gpu)), "{name}");
         let before = gpu.dispatches();
-        Matmul::tuned(gpu, &w, n, true).unwrap();
+        Matmul::tuned(gpu, &w, n, Finish { bias: true, add: false }).unwrap();
         assert_eq!(gpu.dispatches(), before, "{name}: with a bias it is the same choice");
     }
 }

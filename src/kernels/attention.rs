@@ -38,6 +38,8 @@ pub(super) const DECODE: Kernel = Kernel {
 
 fn prefill_source(width: usize, page: usize) -> Source {
     let mut source = plain(format!("attention_prefill/e={width}"), file!("attention_prefill.wgsl"));
+    // Before the kernel: naga 30 panics where an array's type comes before the override of its size.
+    source.parts.insert(0, file!("common/attention.wgsl"));
     source.consts.push(("QUADS", small(width / 4)));
     source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
     source
@@ -46,6 +48,8 @@ fn prefill_source(width: usize, page: usize) -> Source {
 fn decode_source(width: usize, page: usize) -> Source {
     let mut source =
         plain(format!("attention_decode/e={width}"), file!("attention_decode.wgsl")).with_index();
+    // Before the kernel: naga 30 panics where an array's type comes before the override of its size.
+    source.parts.insert(0, file!("common/attention.wgsl"));
     source.consts.push(("QUADS", small(width / 4)));
     source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
     source

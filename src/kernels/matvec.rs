@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::link::{file, plain};
-use super::matmul::{self, Operands};
+use super::matmul::{self, Finish, Operands};
 use super::{Case, Kernel, Matrix};
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Grid, Pipeline, Source};
@@ -17,15 +17,16 @@ const LANES: usize = 8;
 pub(super) const KERNEL: Kernel =
     Kernel { name: "matvec", sources: forms, params: || (matmul::REGISTER.params)(), cases };
 
-/// Every scheme, with and without bias.
+/// Every scheme and finish.
 fn forms() -> Vec<Source> {
-    Scheme::ALL.into_iter().flat_map(|scheme| [false, true].map(|bias| source(scheme, bias))).collect()
+    Scheme::ALL.into_iter().flat_map(|scheme| Finish::ALL.map(|finish| source(scheme, finish))).collect()
 }
 
-fn source(scheme: Scheme, bias: bool) -> Source {
-    let name = format!("matvec/{scheme}{}", if bias { "+bias" } else { "" });
+fn source(scheme: Scheme, finish: Finish) -> Source {
+    let name = format!("matvec/{scheme}{}", finish.suffix());
     let mut source = plain(name, file!("matvec.wgsl")).with_format(scheme);
-    source.overrides.push(("BIAS", f64::from(u8::from(bias))));
+    source.parts.push(matmul::PRODUCT);
+    source.overrides.extend(finish.overrides());
     source
 }
 
@@ -44,13 +45,13 @@ impl Matvec {
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, scheme: Scheme, bias: bool) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&source(scheme, bias))? })
+    pub fn new(gpu: &Gpu, scheme: Scheme, finish: Finish) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&source(scheme, finish))? })
     }
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        let grid = |t: usize| Grid::plane(operands.n.div_ceil(TILE_N), t.div_ceil(TILE_T));
+        let grid = |n: usize, t: usize| Grid::plane(n.div_ceil(TILE_N), t.div_ceil(TILE_T));
         operands.record(commands, &self.pipeline, w, grid);
     }
 }
@@ -61,8 +62,8 @@ fn cases() -> Vec<Case> {
         |gpu, problem| {
             // The dot product of a quad and the sum of two, a lane's running sum, then the lanes in order.
             let sums = 4 + 1 + (problem.k / 8).div_ceil(LANES) + LANES;
-            problem.prepare(gpu, sums, |gpu, scheme, bias| {
-                let kernel = Matvec::new(gpu, scheme, bias)?;
+            problem.prepare(gpu, sums, |gpu, scheme, finish| {
+                let kernel = Matvec::new(gpu, scheme, finish)?;
                 Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
             })
         },

@@ -22,10 +22,10 @@ pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOper
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
-pub use matmul::{Family, Matmul, Operands as MatOperands};
-pub use matrix::Matrix;
+pub use matmul::{Family, Finish, Matmul, Operands as MatOperands};
+pub use matrix::{Matrix, Part};
 pub use matvec::Matvec;
-pub use pack::Packer;
+pub use pack::{Packer, Stored};
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
 pub use swiglu::Swiglu;

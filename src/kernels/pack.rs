@@ -1,11 +1,12 @@
 //! Quantize and pack on the device. Host twin: [`crate::quant::encode`], bit for bit.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::case::{noise, unwritten};
 use super::link::{file, params, plain};
 use super::split::moving;
-use super::{Case, Kernel, Matrix, Output, Prepared, Want, Work};
+use super::{Case, Kernel, Matrix, Output, Part, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 use crate::quant::{self, Scheme};
@@ -16,8 +17,8 @@ const WG: u32 = 64;
 /// start at a multiple of 256 bytes, as bindings must.
 const ROW_BLOCK: usize = 512;
 
-/// About as much of the stored matrix is on the device at one time.
-const STAGING_BYTES: usize = 32 << 20;
+/// About as much of the stored matrix is uploaded at one time.
+const STAGING_BYTES: usize = 8 << 20;
 
 params!(ScalesParams { groups: u32, row_len: u32, group: u32, per_row: u32 });
 params!(CodesParams { words: u32, row_len: u32, group: u32, per_row: u32 });
@@ -63,85 +64,200 @@ fn codes_source(scheme: Scheme, dtype: Scheme) -> Source {
     source
 }
 
-/// Packs matrices of one stored dtype into one scheme.
-#[derive(Clone, Debug)]
+/// A matrix as a checkpoint stores it.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// What errors call it.
+    pub name: &'a str,
+    /// [`Scheme::F32`], [`Scheme::F16`] or [`Scheme::Bf16`].
+    pub dtype: Scheme,
+    /// `[n, k]` values, row-major, little-endian.
+    pub bytes: &'a [u8],
+    /// Rows.
+    pub n: usize,
+    /// Columns, a multiple of 8.
+    pub k: usize,
+}
+
+/// Uploads stored matrices once and packs them into one or more schemes.
+///
+/// Holds the memory through which stored rows pass that no full-precision matrix keeps on the device.
+#[derive(Debug, Default)]
 pub struct Packer {
-    scheme: Scheme,
-    dtype: Scheme,
-    /// Scales and codes; none in full precision, where the stored bytes are used as they are.
-    kernels: Option<(Arc<Pipeline>, Arc<Pipeline>)>,
+    staging: Option<Buffer>,
 }
 
 impl Packer {
-    /// Compiles what `scheme` needs; a full-precision scheme must be the stored dtype.
+    /// As [`Self::pack`], for one scheme.
     ///
     /// # Errors
     ///
-    /// If a shader does not compile.
-    pub fn new(gpu: &Gpu, scheme: Scheme, dtype: Scheme) -> Result<Self> {
-        assert!(!scheme.is_full() || scheme == dtype, "{dtype} weights cannot be kept as {scheme}");
-        let kernels = if scheme.is_full() {
-            None
-        } else {
-            Some((gpu.pipeline(&scales_source(scheme, dtype))?, gpu.pipeline(&codes_source(scheme, dtype))?))
-        };
-        Ok(Self { scheme, dtype, kernels })
+    /// As [`Self::pack`].
+    pub fn pack_one(&mut self, gpu: &Gpu, scheme: Scheme, stored: Stored<'_>) -> Result<Matrix> {
+        let mut matrices = self.pack(gpu, &[scheme], stored)?;
+        let Some(matrix) = matrices.pop() else { unreachable!("one scheme gives one matrix") };
+        Ok(matrix)
     }
 
-    /// Uploads a stored `[n, k]` matrix and packs it; the stored bytes do not stay on the device.
+    /// Uploads `stored` once and packs it into each of `schemes`; a full-precision scheme must be the stored dtype.
     ///
-    /// `what` names the matrix in errors. Submits; does not wait.
+    /// Submits; does not wait. At most [`Self::staging_bytes`] of stored rows are on the device besides the result.
     ///
     /// # Errors
     ///
-    /// If the device cannot hold the packed matrix.
+    /// If a shader does not compile or the device cannot hold the packed matrices.
     ///
     /// # Panics
     ///
-    /// If `stored` has another size, or `k` is not a multiple of 8.
-    pub fn pack(&self, gpu: &Gpu, what: &str, stored: &[u8], n: usize, k: usize) -> Result<Matrix> {
-        let (scheme, dtype) = (self.scheme, self.dtype);
-        let row_bytes = k / dtype.per_word() * 4;
-        assert!(k.is_multiple_of(8) && stored.len() == n * row_bytes, "{what}: not a [{n}, {k}] of {dtype}");
-        let Some((scales_kernel, codes_kernel)) = &self.kernels else {
-            let weights = gpu.upload(what, stored)?;
-            let scales = weights.clone();
-            return Ok(Matrix { scheme, n, k, weights, scales });
-        };
-        let words = n * k / scheme.per_word();
-        let weights = gpu.alloc(what, 4 * words as u64)?;
-        let scale_count = |rows| scheme.grouping(rows, k).map_or(0, |g| g.count) * scheme.values_per_group();
-        let scales = gpu.alloc(what, 4 * scale_count(n) as u64)?;
+    /// If `stored.bytes` has another size, `k` is not a multiple of 8, or `schemes` names another full precision.
+    pub fn pack(&mut self, gpu: &Gpu, schemes: &[Scheme], stored: Stored<'_>) -> Result<Vec<Matrix>> {
+        let Stored { name, dtype, bytes, n, k } = stored;
+        let row_bytes = row_bytes(dtype, k);
+        assert!(k.is_multiple_of(8) && bytes.len() == n * row_bytes, "{name}: not a [{n}, {k}] of {dtype}");
+        let matrices: Vec<_> =
+            schemes.iter().map(|scheme| allocate(gpu, name, *scheme, n, k)).collect::<Result<_>>()?;
+        let full = matrices.iter().find(|matrix| matrix.scheme.is_full());
+        let wanted = |scheme: &&Scheme| !scheme.is_full();
+        let kernels: Vec<_> = schemes
+            .iter()
+            .filter(wanted)
+            .map(|scheme| {
+                Ok((
+                    gpu.pipeline(&scales_source(*scheme, dtype))?,
+                    gpu.pipeline(&codes_source(*scheme, dtype))?,
+                ))
+            })
+            .collect::<Result<_>>()?;
 
-        let block = (STAGING_BYTES / row_bytes / ROW_BLOCK).max(1) * ROW_BLOCK;
-        let staging = gpu.alloc("stored weights", (block.min(n) * row_bytes) as u64)?;
-        for (index, part) in stored.chunks(block * row_bytes).enumerate() {
-            let (first, rows) = (index * block, part.len() / row_bytes);
-            gpu.write(&staging, part);
-            let Some(grouping) = scheme.grouping(rows, k) else { continue };
-            let part_words = rows * k / scheme.per_word();
-            let weights = weights.slice((4 * first * k / scheme.per_word()) as u64, 4 * part_words as u64);
-            let scales = scales.slice(4 * scale_count(first) as u64, 4 * scale_count(rows) as u64);
-            let (row_len, group, per_row) =
-                (small(grouping.row_len), small(grouping.group), small(grouping.per_row));
+        let block = block_rows(row_bytes);
+        if full.is_none() {
+            self.reserve(gpu, (block.min(n) * row_bytes) as u64)?;
+        }
+        for first in (0..n).step_by(block) {
+            let rows = first..n.min(first + block);
+            let part = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+            // Blocks of rows never straddle the parts of a matrix: both are multiples of ROW_BLOCK.
+            let raw = match (full, &self.staging) {
+                (Some(matrix), _) => {
+                    assert!(matrix.scheme == dtype, "{name}: {dtype} weights kept as {}", matrix.scheme);
+                    rows_of(matrix, rows.clone(), |part| &part.weights, row_bytes)
+                }
+                (None, Some(staging)) => staging.slice(0, part.len() as u64),
+                (None, None) => unreachable!("memory was reserved"),
+            };
+            gpu.write(&raw, part);
+            let quantized = matrices.iter().filter(|matrix| !matrix.scheme.is_full());
             let mut commands = Commands::new();
-            commands.dispatch(
-                scales_kernel,
-                &ScalesParams { groups: small(grouping.count), row_len, group, per_row },
-                &[("raw", &staging), ("scales", &scales)],
-                Grid::flat(grouping.count.div_ceil((WG / group_lanes(scheme)) as usize)),
-                moving(part.len()),
-            );
-            commands.dispatch(
-                codes_kernel,
-                &CodesParams { words: small(part_words), row_len, group, per_row },
-                &[("raw", &staging), ("scales", &scales), ("codes", &weights)],
-                Grid::flat(part_words.div_ceil(WG as usize)),
-                moving(part.len() + 4 * part_words),
-            );
+            for (matrix, (scales, codes)) in quantized.zip(&kernels) {
+                record(&mut commands, [scales, codes], &raw, matrix, rows.clone());
+            }
             commands.submit(gpu)?;
         }
-        Ok(Matrix { scheme, n, k, weights, scales })
+        Ok(matrices)
+    }
+
+    /// Bytes of a stored matrix that pass through the packer's own memory at a time, where no full-precision
+    /// matrix keeps them.
+    #[must_use]
+    pub fn staging_bytes(dtype: Scheme, n: usize, k: usize) -> u64 {
+        let row_bytes = row_bytes(dtype, k);
+        (block_rows(row_bytes).min(n) * row_bytes) as u64
+    }
+
+    fn reserve(&mut self, gpu: &Gpu, bytes: u64) -> Result<()> {
+        if self.staging.as_ref().is_none_or(|staging| staging.bytes() < bytes) {
+            self.staging = None;
+            self.staging = Some(gpu.alloc("stored weights", bytes)?);
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a row of `k` stored values.
+fn row_bytes(dtype: Scheme, k: usize) -> usize {
+    k / dtype.per_word() * 4
+}
+
+/// Rows that are uploaded at a time.
+fn block_rows(row_bytes: usize) -> usize {
+    (STAGING_BYTES / row_bytes / ROW_BLOCK).max(1) * ROW_BLOCK
+}
+
+/// Numbers of scales (and zero points) of `rows` rows.
+fn scale_count(scheme: Scheme, rows: usize, k: usize) -> usize {
+    scheme.grouping(rows, k).map_or(0, |grouping| grouping.count) * scheme.values_per_group()
+}
+
+/// An unwritten matrix, cut into parts that the device can bind.
+fn allocate(gpu: &Gpu, name: &str, scheme: Scheme, n: usize, k: usize) -> Result<Matrix> {
+    let row_bytes = row_bytes(scheme, k);
+    let most = usize::try_from(gpu.max_binding_bytes()).unwrap_or(usize::MAX) / row_bytes;
+    // Whole upload blocks where more than one fits, so that a block lies in one part.
+    let unit = if scheme.is_full() { block_rows(row_bytes) } else { ROW_BLOCK };
+    let rows = if most >= n { n.max(1) } else { (most / unit).max(1) * unit };
+    let parts = (0..n).step_by(rows).map(|first| {
+        let rows = first..n.min(first + rows);
+        let weights = gpu.alloc(name, (rows.len() * row_bytes) as u64)?;
+        let scales = match scale_count(scheme, rows.len(), k) {
+            0 => weights.clone(),
+            count => gpu.alloc(name, 4 * count as u64)?,
+        };
+        Ok(Part { rows, weights, scales })
+    });
+    Ok(Matrix { scheme, n, k, parts: parts.collect::<Result<_>>()? })
+}
+
+/// Where `rows`, which lie in one part, are in one of its buffers.
+fn rows_of(
+    matrix: &Matrix,
+    rows: Range<usize>,
+    buffer: impl Fn(&Part) -> &Buffer,
+    row_bytes: usize,
+) -> Buffer {
+    let Some(part) = matrix.parts.iter().find(|part| part.rows.contains(&rows.start)) else {
+        unreachable!("row {} of {}", rows.start, matrix.n)
+    };
+    let first = rows.start - part.rows.start;
+    buffer(part).slice((first * row_bytes) as u64, (rows.len() * row_bytes) as u64)
+}
+
+/// Records the packing of `rows`, whose stored values are `raw`.
+fn record(
+    commands: &mut Commands,
+    [scales_kernel, codes_kernel]: [&Arc<Pipeline>; 2],
+    raw: &Buffer,
+    matrix: &Matrix,
+    rows: Range<usize>,
+) {
+    let (scheme, k) = (matrix.scheme, matrix.k);
+    let row_words = k / scheme.per_word();
+    // A part may end inside a block that was uploaded at once.
+    for (part, own, first) in matrix.parts_of(rows.clone()) {
+        let Some(grouping) = scheme.grouping(own.len(), k) else { continue };
+        let words = own.len() * row_words;
+        let codes = part.weights.slice((4 * own.start * row_words) as u64, 4 * words as u64);
+        let scales = part.scales.slice(
+            4 * scale_count(scheme, own.start, k) as u64,
+            4 * scale_count(scheme, own.len(), k) as u64,
+        );
+        let raw_row = raw.bytes() / rows.len() as u64;
+        let raw = raw.slice(first as u64 * raw_row, own.len() as u64 * raw_row);
+        let (row_len, group, per_row) =
+            (small(grouping.row_len), small(grouping.group), small(grouping.per_row));
+        commands.dispatch(
+            scales_kernel,
+            &ScalesParams { groups: small(grouping.count), row_len, group, per_row },
+            &[("raw", &raw), ("scales", &scales)],
+            Grid::flat(grouping.count.div_ceil((WG / group_lanes(scheme)) as usize)),
+            moving(usize::try_from(raw.bytes()).unwrap_or(usize::MAX)),
+        );
+        commands.dispatch(
+            codes_kernel,
+            &CodesParams { words: small(words), row_len, group, per_row },
+            &[("raw", &raw), ("scales", &scales), ("codes", &codes)],
+            Grid::flat(words.div_ceil(WG as usize)),
+            moving(usize::try_from(raw.bytes()).unwrap_or(usize::MAX).saturating_add(4 * words)),
+        );
     }
 }
 
@@ -206,8 +322,8 @@ fn case(scheme: Scheme, dtype: Scheme, n: usize, k: usize, timed: bool) -> Case 
 /// Unlike [`Packer::pack`] this does not upload in `record`: benches time the kernels.
 fn prepare(gpu: &Gpu, scheme: Scheme, dtype: Scheme, n: usize, k: usize) -> Result<Prepared> {
     let bytes = stored(dtype, &awkward_weights(7, n, k));
-    let packer = Packer::new(gpu, scheme, dtype)?;
-    let Some((scales_kernel, codes_kernel)) = packer.kernels else { unreachable!("a quantizing scheme") };
+    let scales_kernel = gpu.pipeline(&scales_source(scheme, dtype))?;
+    let codes_kernel = gpu.pipeline(&codes_source(scheme, dtype))?;
     let Some(grouping) = scheme.grouping(n, k) else { unreachable!("a quantizing scheme") };
     let raw = gpu.upload("raw", &bytes)?;
     let work = moving(bytes.len());

@@ -1,4 +1,4 @@
-//! Residual add and RMS norm: `h += delta; y = h / sqrt(mean(h^2) + eps) * gain` (arXiv 1910.07467).
+//! RMS norm: `y = h / sqrt(mean(h^2) + eps) * gain` (arXiv 1910.07467).
 
 use std::sync::Arc;
 
@@ -21,18 +21,16 @@ pub(super) const KERNEL: Kernel = Kernel {
     cases,
 };
 
-/// What besides the norm a launch does.
+/// Which rows of the residual stream a launch takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RmsNormForm {
-    /// Only the norm.
+    /// All of them, in order.
     Plain,
-    /// Adds `delta` to the residual stream first, in place.
-    Add,
-    /// As `Add` for chosen rows only, leaving the residual stream as it was.
-    AddGather,
+    /// Chosen ones.
+    Gather,
 }
 
-const FORMS: [RmsNormForm; 3] = [RmsNormForm::Plain, RmsNormForm::Add, RmsNormForm::AddGather];
+const FORMS: [RmsNormForm; 2] = [RmsNormForm::Plain, RmsNormForm::Gather];
 
 /// Lanes that share a row: more for wider rows.
 fn lanes(d: usize) -> u32 {
@@ -43,9 +41,7 @@ fn source(form: RmsNormForm, lanes: u32) -> Source {
     let name = format!("rms_norm/{form:?} lanes={lanes}");
     let mut source = plain(name, file!("rms_norm.wgsl")).with_index();
     source.overrides.extend([("WG", f64::from(WG)), ("LANES", f64::from(lanes))]);
-    let flag = |on: bool| f64::from(u8::from(on));
-    source.overrides.push(("ADD", flag(form != RmsNormForm::Plain)));
-    source.overrides.push(("GATHER", flag(form == RmsNormForm::AddGather)));
+    source.overrides.push(("GATHER", f64::from(u8::from(form == RmsNormForm::Gather))));
     source
 }
 
@@ -62,8 +58,6 @@ pub struct RmsNorm {
 pub struct Operands<'a> {
     /// The residual stream, `[t, d]` f32.
     pub h: &'a Buffer,
-    /// `[t, d]` f32; not used by the plain form.
-    pub delta: &'a Buffer,
     /// `[m]` u32, rows of `h`; used by the gathering form.
     pub rows: Option<&'a Buffer>,
     /// `[d]` f32.
@@ -91,14 +85,13 @@ impl RmsNorm {
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        let Operands { h, delta, rows, gain, y, count, d, eps } = operands;
-        assert_eq!(rows.is_some(), self.form == RmsNormForm::AddGather, "rows are for the gathering form");
+        let Operands { h, rows, gain, y, count, d, eps } = operands;
+        assert_eq!(rows.is_some(), self.form == RmsNormForm::Gather, "rows are for the gathering form");
         let params = Params { rows: small(count), d: small(d), eps, unused: 0 };
-        // `delta` and `rows` are declared in any case and read only in their forms.
-        let delta = if self.form == RmsNormForm::Plain { gain } else { delta };
-        let buffers = [("h", h), ("delta", delta), ("rows", rows.unwrap_or(gain)), ("gain", gain), ("y", y)];
+        // `rows` is declared in any case and read only where rows are gathered.
+        let buffers = [("h", h), ("rows", rows.unwrap_or(gain)), ("gain", gain), ("y", y)];
         let grid = Grid::flat(count.div_ceil((WG / self.lanes) as usize));
-        commands.dispatch(&self.pipeline, &params, &buffers, grid, moving(4 * 4 * count * d));
+        commands.dispatch(&self.pipeline, &params, &buffers, grid, moving(3 * 4 * count * d));
     }
 }
 
@@ -110,7 +103,7 @@ fn cases() -> Vec<Case> {
         {
             cases.push(Case {
                 name: format!("rms_norm/{form:?} t={t} d={d}"),
-                work: Work::Bytes((4 * 4 * t * d) as u64),
+                work: Work::Bytes((3 * 4 * t * d) as u64),
                 timed,
                 prepare: Box::new(move |gpu| prepare(gpu, form, t, d)),
             });
@@ -121,51 +114,36 @@ fn cases() -> Vec<Case> {
 
 fn prepare(gpu: &Gpu, form: RmsNormForm, t: usize, d: usize) -> Result<Prepared> {
     let h = noise(11, t * d);
-    let delta = noise(12, t * d);
     let gain = noise(13, d);
     let eps = 1e-5;
     // Backwards, and not all of them.
-    let gathered = form == RmsNormForm::AddGather;
+    let gathered = form == RmsNormForm::Gather;
     let rows: Vec<u32> = (0..t).rev().step_by(if gathered { 2 } else { 1 }).map(small).collect();
     let count = rows.len();
     let h_buffer = gpu.upload("h", &h)?;
-    let delta_buffer = gpu.upload("delta", &delta)?;
     let rows_buffer = gpu.upload("rows", &rows)?;
     let gain_buffer = gpu.upload("gain", &gain)?;
     let y = unwritten(gpu, "y", count * d)?;
 
-    let mut outputs = Vec::new();
-    let added: Vec<f32> = if form == RmsNormForm::Plain {
-        h.clone()
-    } else {
-        h.iter().zip(&delta).map(|(h, delta)| h + delta).collect()
-    };
-    // The stream after the launch: the sum, rounded once, or as it was.
-    let stream = if form == RmsNormForm::Add { added.clone() } else { h };
-    let near_stream = move || {
-        let near = |value: &f32| Want::Near { value: f64::from(*value), bound: ULP * f64::from(value.abs()) };
-        stream.iter().map(near).collect()
-    };
-    outputs.push(Output { name: "h", buffer: h_buffer.clone(), want: Box::new(near_stream) });
     let wanted_rows: Vec<usize> =
         if gathered { rows.iter().map(|row| *row as usize).collect() } else { (0..t).collect() };
     let want = move || {
-        let values = reference(&added, &gain, f64::from(eps), d, &wanted_rows);
+        let values = reference(&h, &gain, f64::from(eps), d, &wanted_rows);
         // The sum of squares: a quad's dot product, the lane's running sum, the lanes in order. Half of its
         // relative error, of the division's and of the sum's with eps passes the root, which adds
-        // 2 ulp; the residual add and two products follow.
+        // 2 ulp; two products follow.
         let lanes = lanes(d) as usize;
         let depth = 4 + (d / 4).div_ceil(lanes) + lanes;
-        let relative = (0.5 * (depth as f64 + 2.5 + 1.0) + 2.0 + 1.0 + 2.0) * ULP;
+        let relative = (0.5 * (depth as f64 + 2.5 + 1.0) + 2.0 + 2.0) * ULP;
         values.into_iter().map(|value| Want::Near { value, bound: relative * value.abs() }).collect()
     };
-    outputs.push(Output { name: "y", buffer: y.clone(), want: Box::new(want) });
+    let outputs = vec![Output { name: "y", buffer: y.clone(), want: Box::new(want) }];
 
     let kernel = RmsNorm::new(gpu, form, d)?;
     let record = move |commands: &mut Commands| {
         let rows = gathered.then_some(&rows_buffer);
-        let (h, delta, gain, y) = (&h_buffer, &delta_buffer, &gain_buffer, &y);
-        kernel.record(commands, Operands { h, delta, rows, gain, y, count, d, eps });
+        let (h, gain, y) = (&h_buffer, &gain_buffer, &y);
+        kernel.record(commands, Operands { h, rows, gain, y, count, d, eps });
     };
     Ok(Prepared { record: Box::new(record), outputs })
 }

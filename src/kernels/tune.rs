@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Matrix;
 use super::case::noise;
-use super::matmul::{Family, Matmul, Operands};
+use super::matmul::{Family, Finish, Matmul, Operands};
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu};
 
@@ -36,9 +36,9 @@ impl Matmul {
     /// # Errors
     ///
     /// If a shader does not compile or the device fails.
-    pub fn tuned(gpu: &Gpu, w: &Matrix, n: usize, bias: bool) -> Result<Self> {
+    pub fn tuned(gpu: &Gpu, w: &Matrix, n: usize, finish: Finish) -> Result<Self> {
         let families: Vec<_> = Family::ALL.into_iter().filter(|family| family.runs_on(gpu)).collect();
-        let source = |family: Family| (family.name(), family.source_on(gpu, w.scheme, false));
+        let source = |family: Family| (family.name(), family.source_on(gpu, w.scheme, Finish::default()));
         let candidates: Vec<_> = families.iter().map(|family| source(*family)).collect();
         let class = format!("matmul/{} n={n} k={}", w.scheme, w.k);
         let mut trial: Option<Trial<'_>> = None;
@@ -49,7 +49,7 @@ impl Matmul {
             };
             trial.seconds(families[index])
         })?;
-        Self::new(gpu, families[chosen], w.scheme, bias)
+        Self::new(gpu, families[chosen], w.scheme, finish)
     }
 }
 
@@ -79,7 +79,7 @@ impl<'a> Trial<'a> {
 
     /// Of one launch, the best of a few; `None` if the family does not compile or computes something else.
     fn seconds(&mut self, family: Family) -> Result<Option<f64>> {
-        let kernel = match Matmul::new(self.gpu, family, self.w.scheme, false) {
+        let kernel = match Matmul::new(self.gpu, family, self.w.scheme, Finish::default()) {
             Err(Error::Shader { .. }) if !self.expected.is_empty() => return Ok(None),
             kernel => kernel?,
         };

@@ -17,7 +17,7 @@ use super::{Batch, Capacity, Counters, Folded, Forward, PAGE};
 use crate::checkpoint::{Checkpoint, Config, Tensor};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernels::Packer;
+use crate::kernels::{Packer, Stored};
 use crate::quant::Precision;
 
 /// Tokens in a batch, and wanted rows, where the device's limits allow: bounds the activations.
@@ -89,7 +89,8 @@ impl Llama {
         let untied = (name != EMBEDDING).then(|| checkpoint.tensors().read(name, &[v, d])).transpose()?;
         let stored = untied.as_ref().unwrap_or(&embedding);
         let scheme = if quantize_head { precision.scheme(stored.dtype) } else { stored.dtype };
-        let matrix = Packer::new(gpu, scheme, stored.dtype)?.pack(gpu, name, &stored.bytes, v, d)?;
+        let stored = Stored { name, dtype: stored.dtype, bytes: &stored.bytes, n: v, k: d };
+        let matrix = Packer::default().pack_one(gpu, scheme, stored)?;
         let norm = layer::vector(gpu, checkpoint, FINAL_NORM, d)?;
         let head = Head::new(gpu, matrix, norm)?;
 
@@ -140,18 +141,9 @@ impl Llama {
         self.scratch.write_batch(&self.gpu, batch, &rows)?;
         let lengths: Vec<u32> = batch.places.iter().map(|place| place.position + 1).collect();
         let mut commands = Commands::paced(&self.gpu);
-        for (index, layer) in self.layers.iter().enumerate() {
+        for layer in &self.layers {
             let scratch = &self.scratch;
-            layer.record(
-                &mut commands,
-                &self.kernels,
-                scratch,
-                &self.rotary,
-                &self.config,
-                batch,
-                &lengths,
-                index == 0,
-            );
+            layer.record(&mut commands, &self.kernels, scratch, &self.rotary, &self.config, batch, &lengths);
             if commands.is_full(&self.gpu) {
                 commands.submit(&self.gpu)?;
                 commands = Commands::paced(&self.gpu);

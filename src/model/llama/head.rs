@@ -19,9 +19,9 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn new(gpu: &Gpu, matrix: Matrix, norm: Buffer) -> Result<Self> {
-        let gather = RmsNorm::new(gpu, RmsNormForm::AddGather, matrix.k)?;
+        let gather = RmsNorm::new(gpu, RmsNormForm::Gather, matrix.k)?;
         let launched = matrix.n.min(FOLD_CHUNK);
-        let projection = Projection::new(gpu, matrix, None, launched)?;
+        let projection = Projection::new(gpu, matrix, None, false, launched)?;
         Ok(Self { norm, projection, gather, fold: Fold::new(gpu)? })
     }
 
@@ -34,7 +34,6 @@ impl Head {
     fn record_norm(&self, commands: &mut Commands, scratch: &Scratch, config: &Config, batch: &Batch) {
         let operands = NormOperands {
             h: &scratch.h,
-            delta: &scratch.delta,
             rows: Some(&scratch.rows),
             gain: &self.norm,
             y: &scratch.hidden,

@@ -5,8 +5,8 @@ use crate::checkpoint::{Checkpoint, Config};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernels::{
-    AttentionDecode, AttentionOperands, AttentionPrefill, Heads, MatOperands, Matmul, Matrix, Matvec,
-    NormOperands, Packer, RmsNorm, RmsNormForm, Rope, RopeOperands, Swiglu,
+    AttentionDecode, AttentionOperands, AttentionPrefill, Finish, Heads, MatOperands, Matmul, Matrix, Matvec,
+    NormOperands, Packer, RmsNorm, RmsNormForm, Rope, RopeOperands, Stored, Swiglu,
 };
 use crate::model::weights::{Linear, Norm};
 use crate::model::{Batch, PAGE, Phase};
@@ -15,7 +15,6 @@ use crate::quant::Precision;
 /// The kernels that all layers share.
 #[derive(Debug)]
 pub(super) struct Kernels {
-    first_norm: RmsNorm,
     norm: RmsNorm,
     rope: Rope,
     prefill: AttentionPrefill,
@@ -27,8 +26,7 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn new(gpu: &Gpu, config: &Config) -> Result<Self> {
         Ok(Self {
-            first_norm: RmsNorm::new(gpu, RmsNormForm::Plain, config.hidden_size)?,
-            norm: RmsNorm::new(gpu, RmsNormForm::Add, config.hidden_size)?,
+            norm: RmsNorm::new(gpu, RmsNormForm::Plain, config.hidden_size)?,
             rope: Rope::new(gpu)?,
             prefill: AttentionPrefill::new(gpu, config.head_dim, PAGE)?,
             decode: AttentionDecode::new(gpu, config.head_dim, PAGE)?,
@@ -49,9 +47,16 @@ pub(super) struct Projection {
 
 impl Projection {
     /// `launched` rows of the matrix are used at a time.
-    pub(super) fn new(gpu: &Gpu, matrix: Matrix, bias: Option<Buffer>, launched: usize) -> Result<Self> {
-        let matmul = Matmul::tuned(gpu, &matrix, launched, bias.is_some())?;
-        let matvec = Matvec::new(gpu, matrix.scheme, bias.is_some())?;
+    pub(super) fn new(
+        gpu: &Gpu,
+        matrix: Matrix,
+        bias: Option<Buffer>,
+        add: bool,
+        launched: usize,
+    ) -> Result<Self> {
+        let finish = Finish { bias: bias.is_some(), add };
+        let matmul = Matmul::tuned(gpu, &matrix, launched, finish)?;
+        let matvec = Matvec::new(gpu, matrix.scheme, finish)?;
         Ok(Self { matrix, bias, matmul, matvec })
     }
 
@@ -111,11 +116,12 @@ impl Layer {
             let name = linear.name(layer);
             let [n, k] = linear.shape(config);
             let stored = checkpoint.tensors().read(&name, &[n, k])?;
-            let packer = Packer::new(gpu, precision.scheme(stored.dtype), stored.dtype)?;
-            let matrix = packer.pack(gpu, &name, &stored.bytes, n, k)?;
+            let scheme = precision.scheme(stored.dtype);
+            let stored = Stored { name: &name, dtype: stored.dtype, bytes: &stored.bytes, n, k };
+            let matrix = Packer::default().pack_one(gpu, scheme, stored)?;
             let bias = linear.bias(checkpoint, layer)?;
             let bias = bias.map(|bias| gpu.upload(&linear.bias_name(layer), &bias.to_f32())).transpose()?;
-            Projection::new(gpu, matrix, bias, n)
+            Projection::new(gpu, matrix, bias, matches!(linear, Linear::O | Linear::Down), n)
         };
         let norm = |norm: Norm| vector(gpu, checkpoint, &norm.name(layer), config.hidden_size);
         let cache_bytes = 4 * (slots * config.kv_heads * config.head_dim) as u64;
@@ -134,8 +140,7 @@ impl Layer {
         })
     }
 
-    /// Records the layer: `delta` of the layer before joins the stream first, this one's is left in `delta`.
-    /// `lengths` are the positions that each token looks at.
+    /// Records the layer, which adds to the residual stream. `lengths` are the positions that each token looks at.
     #[expect(clippy::too_many_arguments, reason = "what the pass shares, by name")]
     pub(super) fn record(
         &self,
@@ -146,16 +151,14 @@ impl Layer {
         config: &Config,
         batch: &Batch,
         lengths: &[u32],
-        first: bool,
     ) {
         let (phase, t) = (batch.phase, batch.tokens.len());
-        let Scratch { h, delta, normed, q, k, v, attended, gate, up, gated, places, table, .. } = scratch;
+        let Scratch { h, normed, q, k, v, attended, gate, up, gated, places, table, .. } = scratch;
         let (d, eps) = (config.hidden_size, config.rms_norm_eps);
-        let norm = |gain| NormOperands { h, delta, rows: None, gain, y: normed, count: t, d, eps };
+        let norm = |gain| NormOperands { h, rows: None, gain, y: normed, count: t, d, eps };
         let (cache_k, cache_v, heads) = (&self.cache_k, &self.cache_v, kernels.heads);
 
-        let attention_norm = if first { &kernels.first_norm } else { &kernels.norm };
-        attention_norm.record(commands, norm(&self.attention_norm));
+        kernels.norm.record(commands, norm(&self.attention_norm));
         self.q.record(commands, phase, normed, q, t);
         self.k.record(commands, phase, normed, k, t);
         self.v.record(commands, phase, normed, v, t);
@@ -167,13 +170,13 @@ impl Layer {
             Phase::Prefill => kernels.prefill.record(commands, attention),
             Phase::Decode => kernels.decode.record(commands, attention),
         }
-        self.o.record(commands, phase, attended, delta, t);
+        self.o.record(commands, phase, attended, h, t);
 
         kernels.norm.record(commands, norm(&self.feed_forward_norm));
         self.gate.record(commands, phase, normed, gate, t);
         self.up.record(commands, phase, normed, up, t);
         kernels.swiglu.record(commands, gate, up, gated, t * config.intermediate_size);
-        self.down.record(commands, phase, gated, delta, t);
+        self.down.record(commands, phase, gated, h, t);
     }
 }
 

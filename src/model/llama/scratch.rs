@@ -11,8 +11,6 @@ use crate::model::{Batch, Capacity};
 pub(super) struct Scratch {
     /// The residual stream, `[t, d]`.
     pub(super) h: Buffer,
-    /// What is added to it next, `[t, d]`.
-    pub(super) delta: Buffer,
     /// After a norm, `[t, d]`.
     pub(super) normed: Buffer,
     /// `[t, h, e]`.
@@ -54,7 +52,6 @@ impl Scratch {
         let wide = t * config.intermediate_size;
         Ok(Self {
             h: floats("residual stream", t * d)?,
-            delta: floats("residual delta", t * d)?,
             normed: floats("normed activations", t * d)?,
             q: floats("queries", queries)?,
             k: floats("keys", keys)?,
