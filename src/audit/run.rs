@@ -25,8 +25,8 @@ pub struct ArmInfo<'a> {
 
 /// Who is told how a run goes.
 pub trait Watch {
-    /// These arms are about to be asked together; `before` answers were given by others, `all` are asked for in all.
-    fn arms(&mut self, arms: &[ArmInfo<'_>], before: usize, all: usize);
+    /// These arms are about to be asked `tasks` tasks each, together; the first is number `first` (from 0) of `total`.
+    fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize);
 
     /// The arms have given `done` answers.
     fn answered(&mut self, done: usize);
@@ -81,8 +81,11 @@ impl Audit {
     /// If anything of that is missing, broken or not supported: no weight has been read by then.
     pub fn open(plan: Plan) -> Result<Self> {
         let suite = Muse::read(&plan.data, plan.limit)?;
-        let checkpoints: Vec<_> =
-            plan.models.iter().map(|model| Checkpoint::open(&model.path).map(Arc::new)).collect::<Result<_>>()?;
+        let checkpoints: Vec<_> = plan
+            .models
+            .iter()
+            .map(|model| Checkpoint::open(&model.path).map(Arc::new))
+            .collect::<Result<_>>()?;
         checkpoints.iter().try_for_each(|checkpoint| check_tensors(checkpoint))?;
         let stored: Vec<_> = checkpoints.iter().map(|c| stored_scheme(c)).collect::<Result<_>>()?;
 
@@ -122,13 +125,16 @@ impl Audit {
     #[must_use]
     pub fn sources(&self) -> Vec<Source> {
         let arms = self.arms();
-        arms.map(|(model, precision)| Source { checkpoint: Arc::clone(&self.checkpoints[model]), precision }).collect()
+        arms.map(|(model, precision)| Source { checkpoint: Arc::clone(&self.checkpoints[model]), precision })
+            .collect()
     }
 
     /// The arms' names, as [`Self::sources`]: model@precision.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.arms().map(|(model, precision)| format!("{}@{precision}", self.plan.models[model].name)).collect()
+        self.arms()
+            .map(|(model, precision)| format!("{}@{precision}", self.plan.models[model].name))
+            .collect()
     }
 
     /// Model and precision of every arm.
@@ -212,10 +218,11 @@ impl Audit {
         findings: &mut Findings,
     ) -> Result<Option<Error>> {
         let arms = &all[group.clone()];
-        let info = |&(model, precision): &(usize, Precision)| ArmInfo { model: &self.plan.models[model], precision };
+        let info =
+            |&(model, precision): &(usize, Precision)| ArmInfo { model: &self.plan.models[model], precision };
         let tasks = self.questions.tasks();
         let info: Vec<_> = arms.iter().map(info).collect();
-        watch.arms(&info, group.start * tasks.len(), all.len() * tasks.len());
+        watch.arms(&info, group.start, all.len(), tasks.len());
         let names = self.names()[group.clone()].to_vec();
         let mut engine = Engine::new(names, open.open(group)?, options);
         let mut tell = |finished: Finished<'_>| {
@@ -236,12 +243,7 @@ impl Audit {
         Ok(failed)
     }
 
-    fn measure(
-        &self,
-        model: usize,
-        precision: Precision,
-        observations: &[Observation],
-    ) -> Result<ArmResult> {
+    fn measure(&self, model: usize, precision: Precision, observations: &[Observation]) -> Result<ArmResult> {
         let values = self.questions.measure(&self.tokenizer, observations)?;
         let mean = |answers: &Answers| Metric { value: answers.value(), n: answers.items.len() };
         let texts = values.privleak.forget.len() + values.privleak.holdout.len();

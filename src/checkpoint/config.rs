@@ -70,7 +70,8 @@ impl Config {
     /// Whether a forward pass of the other model is this one's but for the weights.
     #[must_use]
     pub fn runs_like(&self, other: &Self) -> bool {
-        let numbers = |config: &Self| Self { context: 0, eos: Vec::new(), attention_bias: false, ..config.clone() };
+        let numbers =
+            |config: &Self| Self { context: 0, eos: Vec::new(), attention_bias: false, ..config.clone() };
         numbers(self) == numbers(other)
     }
 

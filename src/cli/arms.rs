@@ -59,7 +59,8 @@ impl<'a> Arms<'a> {
     fn lay_out(&self, arms: Range<usize>, halvings: u32, budget: &Budget) -> Result<Vec<Range<usize>>> {
         let sources = &self.sources[arms.clone()];
         let mut plans = if self.memory.naive {
-            let alone = |source| MemoryPlan::choose(source, self.quantize_head, &self.needs, budget, halvings);
+            let alone =
+                |source| MemoryPlan::choose(source, self.quantize_head, &self.needs, budget, halvings);
             let mut plans = Vec::new();
             for (index, source) in sources.chunks(1).enumerate() {
                 for mut plan in alone(source)? {

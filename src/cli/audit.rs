@@ -40,14 +40,8 @@ pub(super) fn execute(
     plan.notices.iter().for_each(|text| notice(text));
     let audit = Audit::open(plan)?;
     let device = Device::open(common.device.as_ref(), tune.tuning(), memory.vram.is_some())?;
-    let arms = Arms::new(
-        &device,
-        audit.sources(),
-        audit.names(),
-        audit.plan().quantize_head,
-        audit.needs(),
-        memory,
-    );
+    let arms =
+        Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, audit.needs(), memory);
     let record = Record { output: &output, device: &device, arms: &arms, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
     record.save(&audit.nothing_yet())?;
@@ -108,14 +102,16 @@ struct Watching<'a> {
 }
 
 impl Watch for Watching<'_> {
-    fn arms(&mut self, arms: &[ArmInfo<'_>], before: usize, all: usize) {
+    fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize) {
         let name = |arm: &ArmInfo<'_>| format!("{} {}", arm.model.name, arm.precision);
         let label = match arms {
             [] => String::new(),
-            [arm] => name(arm),
-            [first, .., last] => format!("{} arms, {} to {}", arms.len(), name(first), name(last)),
+            [arm] => format!("[{}/{total}] {}", first + 1, name(arm)),
+            [one, .., last] => {
+                format!("[{}-{}/{total}] {} to {}", first + 1, first + arms.len(), name(one), name(last))
+            }
         };
-        self.progress.part(&label, before, all);
+        self.progress.part(&label, first * tasks, total * tasks);
     }
 
     fn answered(&mut self, done: usize) {

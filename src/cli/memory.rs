@@ -65,7 +65,9 @@ pub(super) fn human(bytes: u64) -> String {
 pub(super) fn verdict(plan: &MemoryPlan, names: &str, budget: &Budget) -> String {
     let where_ = match plan.layout.residence {
         Residence::Resident => "all weights fit and stay on the device",
-        Residence::Streamed { .. } => "the weights do not fit and are streamed through the device, pass by pass",
+        Residence::Streamed { .. } => {
+            "the weights do not fit and are streamed through the device, pass by pass"
+        }
     };
     format!(
         "{names}: {where_}; at most {} of {} are used ({})",

@@ -108,8 +108,7 @@ impl<'a, 'b> Generating<'a, 'b> {
 
     /// Takes out the sequences that have come to their ends.
     pub(super) fn finished(&mut self) -> Vec<Sequence<'a>> {
-        let (finished, rest) =
-            std::mem::take(&mut self.active).into_iter().partition(Sequence::is_finished);
+        let (finished, rest) = std::mem::take(&mut self.active).into_iter().partition(Sequence::is_finished);
         self.active = rest;
         let finished: Vec<Sequence<'a>> = finished;
         finished.iter().for_each(|sequence| self.queue.release(sequence.pages()));

@@ -104,7 +104,8 @@ impl MemoryPlan {
                 .collect();
             match plans {
                 Ok(plans) => {
-                    let cost = plans.iter().map(|plan| plan.predicted.disk_bytes + plan.predicted.upload_bytes);
+                    let cost =
+                        plans.iter().map(|plan| plan.predicted.disk_bytes + plan.predicted.upload_bytes);
                     let cost = cost.sum();
                     // The first of equals: the larger groups.
                     if best.as_ref().is_none_or(|(least, _)| cost < *least) {
@@ -145,13 +146,18 @@ impl MemoryPlan {
         ];
         let mut least = u64::MAX;
         for (residence, head_rows, sizes, spill) in ways {
-            let space = Space { config, needs, budget, sizes, arms: sources.len(), residence, spill, head_rows };
+            let space =
+                Space { config, needs, budget, sizes, arms: sources.len(), residence, spill, head_rows };
             match space.fit(halvings) {
                 Ok(layout) => return Ok(space.plan(layout, group)),
                 Err(needed) => least = least.min(needed),
             }
         }
-        Err(Error::MemoryTooSmall { needed: least, budget: budget.bytes, source_of_budget: budget.source.clone() })
+        Err(Error::MemoryTooSmall {
+            needed: least,
+            budget: budget.bytes,
+            source_of_budget: budget.source.clone(),
+        })
     }
 }
 
@@ -303,11 +309,13 @@ impl Space<'_> {
         generate.pages = most(generate.pages, pages.min(self.most_pages()), |pages| {
             self.peak(tokens, floor, Share { pages, ..generate }) <= self.budget.bytes
         });
+        // Prompts that share a beginning come a batch after the one that computes it.
+        let all = rows.div_ceil(tokens) + 1;
         let wanted = match self.residence {
-            Residence::Resident => RESIDENT_BATCHES,
-            Residence::Streamed { .. } => rows.div_ceil(tokens),
+            Residence::Resident => RESIDENT_BATCHES.min(all),
+            Residence::Streamed { .. } => all,
         };
-        generate.batches = most(generate.batches, wanted.min(rows.div_ceil(tokens)), |batches| {
+        generate.batches = most(generate.batches, wanted, |batches| {
             self.peak(tokens, floor, Share { batches, ..generate }) <= self.budget.bytes
         });
         let (residence, spill, head_rows) = (self.residence, self.spill, self.head_rows);
@@ -328,7 +336,10 @@ impl Space<'_> {
                 detail: match self.residence {
                     Residence::Resident => "resident: read once, kept packed".to_owned(),
                     Residence::Streamed { overlap: true } => {
-                        format!("streamed: a window of two half layers, head {} rows at a time", self.head_rows)
+                        format!(
+                            "streamed: a window of two half layers, head {} rows at a time",
+                            self.head_rows
+                        )
                     }
                     Residence::Streamed { overlap: false } => {
                         format!("streamed: one half layer, head {} rows at a time", self.head_rows)
@@ -343,7 +354,9 @@ impl Space<'_> {
             Item {
                 name: "activations",
                 bytes: Sizes::activations(self.config, tokens),
-                detail: format!("batches of {tokens} tokens, logits {FOLD_CHUNK} of the vocabulary at a time"),
+                detail: format!(
+                    "batches of {tokens} tokens, logits {FOLD_CHUNK} of the vocabulary at a time"
+                ),
             },
             Item {
                 name: "rotations",
@@ -352,8 +365,7 @@ impl Space<'_> {
             },
             Item { name: "small buffers", bytes: SMALL_BYTES, detail: "parameters, read-backs".to_owned() },
         ];
-        for (work, share, name) in
-            [(Work::Score, score, "scoring"), (Work::Generate, generate, "generation")]
+        for (work, share, name) in [(Work::Score, score, "scoring"), (Work::Generate, generate, "generation")]
         {
             if self.needs.demand(work).tasks > 0 {
                 let waiting = if self.spill { "in host memory" } else { "on the device" };

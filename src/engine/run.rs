@@ -196,8 +196,7 @@ impl<L: Lockstep> Engine<L> {
         if self.options.one_at_a_time {
             (room.batches, slots) = (1, 1);
         }
-        let mut arms: Vec<_> =
-            self.arms.iter().map(|_| Generating::new(waiting, room, slots)).collect();
+        let mut arms: Vec<_> = self.arms.iter().map(|_| Generating::new(waiting, room, slots)).collect();
         loop {
             let batches = arms.iter_mut().zip(&answers.arms);
             let batches: Vec<_> =

@@ -269,7 +269,8 @@ impl Llama {
             for job in &mut jobs {
                 let Some(&arm) = job.arms.first() else { continue };
                 for (input, stream) in &mut job.streams {
-                    commands = self.run_block(commands, &blocks[arm], &inputs[*input], arm, number / 2, stream)?;
+                    commands =
+                        self.run_block(commands, &blocks[arm], &inputs[*input], arm, number / 2, stream)?;
                     self.loader.ahead(number)?;
                 }
             }
@@ -377,8 +378,7 @@ impl Llama {
                     }
                     let Some(all) = &self.scratch.states else { unreachable!("reserved above") };
                     let size = size_of::<FoldState>();
-                    let states =
-                        all.slice((first * size) as u64, (inputs.batch.wanted.len() * size) as u64);
+                    let states = all.slice((first * size) as u64, (inputs.batch.wanted.len() * size) as u64);
                     let spilled = match stream {
                         Stream::Device(_) => None,
                         Stream::Host(values) => {

@@ -1,8 +1,8 @@
 //! The result and its forms: one schema, printed as a table or as JSON.
 
 pub mod codes;
-pub mod schema;
 mod memory;
+pub mod schema;
 mod table;
 
 pub use codes::codes_text;

@@ -48,7 +48,8 @@ impl Embedding {
         let mut values = Vec::with_capacity(tokens.len() * shape[1]);
         if let Some(tensor) = &self.held {
             let row_bytes = tensor.bytes.len() / shape[0];
-            let rows = tokens.iter().flat_map(|token| &tensor.bytes[*token as usize * row_bytes..][..row_bytes]);
+            let rows =
+                tokens.iter().flat_map(|token| &tensor.bytes[*token as usize * row_bytes..][..row_bytes]);
             let shape = vec![tokens.len(), shape[1]];
             return Ok(Tensor { dtype: tensor.dtype, shape, bytes: rows.copied().collect() }.to_f32());
         }

@@ -29,14 +29,15 @@ impl<'a> Inputs<'a> {
         let (rows, given): (Vec<u32>, Vec<u32>) =
             batch.wanted.iter().map(|wanted| (wanted.row, wanted.given)).unzip();
         let mut words: Vec<u32> = Vec::new();
-        let parts = [bytemuck::cast_slice(&batch.places), &batch.table, &rows, &given].map(|part: &[u32]| {
-            let first = words.len().next_multiple_of(ALIGNED);
-            words.resize(first, 0);
-            words.extend_from_slice(part);
-            // Nothing can be bound that is empty.
-            words.resize(words.len().max(first + 4), 0);
-            (first, part.len().max(4))
-        });
+        let parts =
+            [bytemuck::cast_slice(&batch.places), &batch.table, &rows, &given].map(|part: &[u32]| {
+                let first = words.len().next_multiple_of(ALIGNED);
+                words.resize(first, 0);
+                words.extend_from_slice(part);
+                // Nothing can be bound that is empty.
+                words.resize(words.len().max(first + 4), 0);
+                (first, part.len().max(4))
+            });
         let whole = gpu.upload("batch", &words)?;
         let [places, table, rows, given] =
             parts.map(|(first, count)| whole.slice(4 * first as u64, 4 * count as u64));

@@ -86,7 +86,8 @@ impl Sizes {
     pub fn of(sources: &[Source], quantize_head: bool, head_rows: usize) -> Result<Self> {
         let mut by_checkpoint: Vec<(&Source, Vec<Precision>)> = Vec::new();
         for source in sources {
-            let same = |known: &&mut (&Source, _)| std::sync::Arc::ptr_eq(&known.0.checkpoint, &source.checkpoint);
+            let same =
+                |known: &&mut (&Source, _)| std::sync::Arc::ptr_eq(&known.0.checkpoint, &source.checkpoint);
             match by_checkpoint.iter_mut().find(same) {
                 Some((_, precisions)) => precisions.push(source.precision),
                 None => by_checkpoint.push((source, vec![source.precision])),

@@ -144,7 +144,8 @@ impl Loader {
             .collect::<Result<_>>()?;
         if !self.coming.is_empty() {
             let steps = self.coming.iter().flat_map(|coming| &coming.steps);
-            let requests = steps.flat_map(|step| step.checkpoints.iter().map(|c| self.request(*c, &step.part)));
+            let requests =
+                steps.flat_map(|step| step.checkpoints.iter().map(|c| self.request(*c, &step.part)));
             self.reader = Some(Reader::start(requests.collect()));
         }
         self.seconds += start.elapsed().as_secs_f64();
@@ -271,8 +272,7 @@ impl Loader {
                     schemes.sort_unstable();
                     schemes.dedup();
                     let (n, k) = (part.rows.len(), part.shape[1]);
-                    let stored =
-                        Stored { name: &part.name, dtype: tensor.dtype, bytes: &tensor.bytes, n, k };
+                    let stored = Stored { name: &part.name, dtype: tensor.dtype, bytes: &tensor.bytes, n, k };
                     Made::Matrices(tensor.dtype, self.packer.pack(&self.gpu, &schemes, stored)?)
                 }
             };
