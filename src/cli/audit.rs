@@ -75,6 +75,7 @@ impl Record<'_> {
     fn report(&self, findings: &Findings) -> Report {
         let mut report = Report::new(findings, &self.device.info());
         report.kernels = self.device.kernels();
+        (report.gpu_seconds, report.gpu_timed_dispatches) = self.device.seconds();
         (self.relabel)(&mut report);
         report
     }

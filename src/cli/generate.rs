@@ -40,6 +40,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         Some(Observation::Generated { tokens, .. }) => tokens,
         _ => Vec::new(),
     };
+    let (gpu_seconds, gpu_timed_dispatches) = device.seconds();
     let generated = schema::Generated {
         text: tokenizer.decode(&token_ids)?,
         prompt_ids,
@@ -48,6 +49,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         precision: precision.name().to_owned(),
         scheme: precision.scheme(stored_scheme(&checkpoint)?).name().to_owned(),
         kernels: device.kernels(),
+        gpu_seconds,
+        gpu_timed_dispatches,
         counters: engine.counters().into(),
     };
     output.emit(&generated, |_| format!("{}\n", generated.text))

@@ -6,6 +6,7 @@ mod commands;
 mod device;
 mod line;
 mod pace;
+mod profile;
 mod shader;
 mod tune;
 

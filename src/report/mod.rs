@@ -16,7 +16,7 @@ use crate::metrics::Measured;
 use crate::model::Counters;
 
 impl Report {
-    /// The record of what was measured so far, without the kernels that a GPU chose.
+    /// The record of what was measured so far, without the kernels that a GPU chose and their times.
     #[must_use]
     pub fn new(findings: &Findings, device: &DeviceInfo) -> Self {
         let plan = &findings.plan;
@@ -39,6 +39,8 @@ impl Report {
                 .map(|recovered| schema_recovery(findings, recovered))
                 .collect(),
             kernels: BTreeMap::new(),
+            gpu_seconds: BTreeMap::new(),
+            gpu_timed_dispatches: 0,
             counters: findings.counters().into(),
         }
     }

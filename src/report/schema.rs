@@ -33,6 +33,13 @@ pub struct Report {
     /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kernels: BTreeMap<String, String>,
+    /// Seconds by the device's own clock, by kernel, with those that packed weights and chose kernels; extrapolated from
+    /// `gpu_timed_dispatches`. Empty for the CPU pass and for adapters without a clock.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpu_seconds: BTreeMap<String, f64>,
+    /// Kernel launches that were timed.
+    #[serde(default)]
+    pub gpu_timed_dispatches: u64,
     /// Sums over the arms; `peak_device_bytes` is their maximum.
     pub counters: Counters,
 }
@@ -259,6 +266,13 @@ pub struct Generated {
     /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kernels: BTreeMap<String, String>,
+    /// Seconds by the device's own clock, by kernel, with those that packed weights and chose kernels; extrapolated from
+    /// `gpu_timed_dispatches`. Empty for the CPU pass and for adapters without a clock.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpu_seconds: BTreeMap<String, f64>,
+    /// Kernel launches that were timed.
+    #[serde(default)]
+    pub gpu_timed_dispatches: u64,
     /// What it cost.
     pub counters: Counters,
 }
