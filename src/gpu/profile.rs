@@ -109,6 +109,8 @@ impl Default for State {
 /// What is known of one kernel.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
+    /// Whether a submission with one of its launches was timed; the first one always is.
+    traced: bool,
     /// Of all launches.
     work: f64,
     timed_work: f64,
@@ -182,6 +184,17 @@ impl State {
         self.free.push(stamps);
     }
 
+    /// Counts launches; `true` if they must be timed since nothing is known yet of one of the kernels.
+    fn count<'a>(&mut self, launches: impl IntoIterator<Item = (&'a Pipeline, f64)>) -> bool {
+        let mut unknown = false;
+        for (pipeline, work) in launches {
+            let sums = self.sums(pipeline.kernel());
+            sums.work += work;
+            unknown |= !std::mem::replace(&mut sums.traced, true);
+        }
+        unknown
+    }
+
     fn sums(&mut self, kernel: &str) -> &mut Sums {
         self.kernels.entry(kernel.to_owned()).or_default()
     }
@@ -243,10 +256,8 @@ impl Gpu {
             return Ok(None);
         }
         let mut state = self.profile_state();
-        for (pipeline, work) in launches {
-            state.sums(pipeline.kernel()).work += work;
-        }
-        if !state.lot.draw() {
+        let drawn = state.lot.draw();
+        if !state.count(launches) && !drawn {
             return Ok(None);
         }
         let stamps = match state.free.pop() {
