@@ -10,10 +10,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use tempfile::TempDir;
 use undertext::checkpoint::{Checkpoint, Config};
-use undertext::engine::{Ask, Engine, Options, Task};
+use undertext::engine::{Ask, Engine, Observation, Options, Task};
 use undertext::gpu::Gpu;
-use undertext::kernels::Matrix;
-use undertext::model::Llama;
+use undertext::kernels::{FOLD_CHUNK, Matrix};
+use undertext::model::{Layout, Llama, PAGE, Residence, Share, Source};
 use undertext::quant::{Precision, Scheme};
 
 use crate::roofline::{Load, Roofline, SAMPLES, Samples, Table, is_measuring};
@@ -38,11 +38,26 @@ struct Subject {
 
 impl Subject {
     fn load(gpu: &Arc<Gpu>, directory: &Path, precision: Precision) -> Self {
-        let checkpoint = Checkpoint::open(directory).expect("a checkpoint");
-        let room = (PROMPT + 1).max(SEQUENCES[1] * (SHORT_PROMPT + NEW + 1).next_multiple_of(16));
-        let llama = Llama::load(gpu, &checkpoint, precision, false, room).expect("a device that holds it");
+        let checkpoint = Arc::new(Checkpoint::open(directory).expect("a checkpoint"));
         let config = checkpoint.config().clone();
-        Self { engine: Engine::new("bench", llama, Options::default()), config }
+        let pages = |sequences: usize, tokens: usize| sequences * tokens.div_ceil(PAGE);
+        let pages = pages(1, PROMPT + 1).max(pages(SEQUENCES[1], SHORT_PROMPT + NEW + 1));
+        let share = Share { batches: 1, pages };
+        let layout = Layout {
+            tokens: 1024,
+            score: share,
+            generate: share,
+            residence: Residence::Resident,
+            spill: false,
+            head_rows: config.vocab_size.next_multiple_of(FOLD_CHUNK),
+        };
+        let sources = [Source { checkpoint, precision }];
+        let llama = Llama::new(gpu, &sources, false, layout).expect("a device that holds it");
+        let engine = Engine::new(vec!["bench".to_owned()], llama, Options::default());
+        let mut subject = Self { engine, config };
+        // The first pass reads the weights and chooses kernels.
+        subject.generate(1, SHORT_PROMPT, 2);
+        subject
     }
 
     /// Wall time of continuing `sequences` prompts of `prompt` tokens, all different from the first token on, by `new`
@@ -58,9 +73,14 @@ impl Subject {
         };
         let tasks: Vec<_> = (0..sequences).map(task).collect();
         let start = Instant::now();
-        let observations = self.engine.run(&tasks, &mut |_| Ok(())).expect("a working device");
+        let arms = self.engine.run(&tasks, &mut |_| Ok(())).expect("a working device");
         let elapsed = start.elapsed();
-        assert_eq!(observations.len(), sequences);
+        for observation in arms.into_iter().flat_map(|arm| arm.expect("finite logits")) {
+            let Observation::Generated { tokens, .. } = observation else {
+                unreachable!("nothing is scored")
+            };
+            assert_eq!(tokens.len(), new);
+        }
         elapsed
     }
 }
