@@ -7,7 +7,7 @@ mod attention;
 mod fold;
 mod math;
 mod matrix;
-mod unpack;
+mod panels;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use self::attention::Cache;
 use self::math::FLOATS_PER_TASK;
 use self::matrix::Matrix;
-use self::unpack::unpack;
+use self::panels::Panels;
 use super::rope::rotary_table;
 use super::weights::{EMBEDDING, FINAL_NORM, Linear, Norm, head_name};
 use super::{Batch, Capacity, Counters, Folded, Forward, PAGE, Place};
@@ -38,7 +38,7 @@ pub struct Reference {
     path: PathBuf,
     config: Config,
     /// `[v, d]`, always as stored; a tied head that is not quantized shares it.
-    embedding: Arc<Packed>,
+    embedding: Arc<Panels>,
     layers: Vec<Layer>,
     /// `[d]`.
     norm: Vec<f32>,
@@ -92,13 +92,13 @@ impl Reference {
         let pages = cache_tokens.div_ceil(PAGE);
         let head_name = head_name(checkpoint)?;
         let stored = checkpoint.tensors().read(EMBEDDING, &[v, d])?;
-        let embedding = Arc::new(packed(&stored, [v, d], Precision::Full));
+        let embedding = Arc::new(panels(&stored, [v, d], Precision::Full));
         let head_precision = if quantize_head { precision } else { Precision::Full };
         let head = match (head_name == EMBEDDING, head_precision) {
             (true, Precision::Full) => Arc::clone(&embedding),
-            (true, _) => Arc::new(packed(&stored, [v, d], head_precision)),
+            (true, _) => Arc::new(panels(&stored, [v, d], head_precision)),
             (false, _) => {
-                Arc::new(packed(&checkpoint.tensors().read(head_name, &[v, d])?, [v, d], head_precision))
+                Arc::new(panels(&checkpoint.tensors().read(head_name, &[v, d])?, [v, d], head_precision))
             }
         };
         drop(stored);
@@ -113,7 +113,7 @@ impl Reference {
             embedding,
             layers,
             norm,
-            head: Matrix { packed: head, bias: None },
+            head: Matrix { weights: head, bias: None },
             rotary: rotary_table(&config, pages * PAGE),
             config,
             pages,
@@ -145,10 +145,9 @@ impl Reference {
     /// What the head is applied to: the wanted rows after the last norm, `[wanted, d]`. Fills the cache.
     fn hidden(&mut self, batch: &Batch) -> Vec<f32> {
         let (d, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
-        let mut x = vec![0.0; batch.tokens.len() * d];
-        for (row, &token) in x.chunks_exact_mut(d).zip(&batch.tokens) {
-            unpack(&self.embedding, token as usize, 0, row);
-        }
+        let mut x = math::floats(batch.tokens.len() * d);
+        let rows = x.par_chunks_exact_mut(d).zip(&batch.tokens);
+        rows.for_each(|(row, &token)| self.embedding.row(token as usize, row));
         for layer in &mut self.layers {
             layer.run(&mut x, batch, &self.config, &self.rotary, self.kv_f16);
         }
@@ -204,7 +203,7 @@ impl Layer {
             let shape = linear.shape(config);
             let stored = checkpoint.tensors().read(&linear.name(layer), &shape)?;
             let bias = linear.bias(checkpoint, layer)?.map(|tensor| tensor.to_f32());
-            Ok(Matrix { packed: Arc::new(packed(&stored, shape, precision)), bias })
+            Ok(Matrix { weights: Arc::new(panels(&stored, shape, precision)), bias })
         };
         let norm = |norm: Norm| vector(checkpoint, &norm.name(layer), &[config.hidden_size]);
         Ok(Self {
@@ -235,12 +234,16 @@ impl Layer {
         });
         self.cache.store(&k, &v, &batch.places, kv_f16);
         let attended = self.cache.attend(&q, batch);
-        math::add(x, &self.o.apply(&attended, phase));
+        let added = self.o.apply(&attended, phase);
+        math::add(x, &added);
+        math::spare([normed, q, k, v, attended, added]);
 
         let normed = math::rms_norm(x, &self.feed_forward_norm, eps);
         let [mut gate, up] = Matrix::apply_all([&self.gate, &self.up], &normed, phase);
         math::swiglu(&mut gate, &up);
-        math::add(x, &self.down.apply(&gate, phase));
+        let added = self.down.apply(&gate, phase);
+        math::add(x, &added);
+        math::spare([normed, gate, up, added]);
     }
 }
 
@@ -254,13 +257,13 @@ fn vector(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f3
     Ok(checkpoint.tensors().read(name, shape)?.to_f32())
 }
 
-/// A stored matrix at a precision. At full precision the bytes are taken over as they are.
-fn packed(stored: &Tensor, [rows, cols]: [usize; 2], precision: Precision) -> Packed {
-    match precision {
+/// A stored matrix at a precision. At full precision the bits are taken over as they are.
+fn panels(stored: &Tensor, [rows, cols]: [usize; 2], precision: Precision) -> Panels {
+    Panels::new(&match precision {
         Precision::Full => {
             let words = stored.bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
             Packed { scheme: stored.dtype, rows, cols, words, scales: Vec::new() }
         }
         Precision::Quantized(scheme) => quant::encode(scheme, &stored.to_f32(), rows, cols),
-    }
+    })
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::math::{Product, softmax, vectorized};
+use super::math::{Product, floats, softmax, vectorized};
 use crate::checkpoint::Config;
 use crate::model::{Batch, PAGE, Phase, Place};
 
@@ -111,7 +111,7 @@ impl Cache {
             scratch.out[..rows.len() * sharing * width].to_vec()
         });
         let parts: Vec<_> = parts.collect();
-        let mut out = vec![0.0; q.len()];
+        let mut out = floats(q.len());
         for ((rows, kv_head), part) in tasks.into_iter().zip(parts) {
             for (row, part) in rows.zip(part.chunks_exact(sharing * width)) {
                 out[(row * self.kv_heads + kv_head) * sharing * width..][..part.len()].copy_from_slice(part);

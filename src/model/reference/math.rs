@@ -1,6 +1,8 @@
 //! The arithmetic of the CPU pass. Everything is f32; each function's result for a row depends on
 //! that row alone.
 
+use std::cell::RefCell;
+
 use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
@@ -17,6 +19,37 @@ pub(super) const FLOATS_PER_TASK: usize = 1 << 14;
 #[inline(always)]
 pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(work)
+}
+
+thread_local! {
+    static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A vector of `len` floats of any value: one that was given back with [`spare`], if there is any. A batch's activations
+/// are megabytes; asking the system for them, page by page, costs a tenth of the pass.
+pub(super) fn floats(len: usize) -> Vec<f32> {
+    let found = SPARE.with_borrow_mut(|spare| {
+        // The smallest that is large enough, or else the largest.
+        let fit = spare.iter().enumerate().min_by_key(|(_, floats)| match floats.capacity() {
+            capacity if capacity >= len => capacity,
+            capacity => usize::MAX - capacity,
+        });
+        let index = fit.map(|(index, _)| index)?;
+        Some(spare.swap_remove(index))
+    });
+    let mut floats = found.unwrap_or_default();
+    floats.resize(len, 0.0);
+    floats
+}
+
+/// Gives vectors back to [`floats`].
+pub(super) fn spare<const N: usize>(floats: [Vec<f32>; N]) {
+    /// More than a layer uses at a time.
+    const MOST: usize = 12;
+    SPARE.with_borrow_mut(|spare| {
+        spare.extend(floats);
+        spare.truncate(MOST);
+    });
 }
 
 /// What a product is taken of.
@@ -77,9 +110,9 @@ impl Product<'_> {
     }
 }
 
-/// Sum of products: [`LANES`] partial sums, added in order, then the rest.
+/// Sum of products: [`LANES`] partial sums, added as a tree, then the rest.
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
@@ -88,12 +121,14 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[lane] += a[lane] * b[lane];
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    total(&sums) + rest
+    total(&sums) + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
 /// The lanes' sum, as a tree.
-#[inline(always)]
+///
+/// Not inlined, so that the lanes are stored: the tree's pairs would otherwise make the compiler keep the lanes two by
+/// two in the loop that fills them.
+#[inline(never)]
 fn total(lanes: &[f32; LANES]) -> f32 {
     let mut lanes = *lanes;
     let mut width = LANES / 2;
@@ -133,7 +168,8 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// `x / sqrt(mean(x^2) + eps) * weight` of each row, for `x` of shape `[t, d]`.
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let mut out = x.to_vec();
+    let mut out = floats(x.len());
+    out.copy_from_slice(x);
     let rows = out.par_chunks_exact_mut(weight.len()).with_min_len(FLOATS_PER_TASK / weight.len());
     rows.for_each(|row| {
         vectorized(

@@ -3,13 +3,13 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::fold::Partial;
-use super::math::{FLOATS_PER_TASK, Product, dot, vectorized};
-use super::unpack::{PANEL, panel, unpack};
+use super::math::{FLOATS_PER_TASK, Product, floats, spare, vectorized};
+use super::panels::{Column, FewRows, PANEL, Panels};
 use crate::model::{Folded, Phase};
-use crate::quant::Packed;
 
 /// Rows of `x` in one product of a prefill. Few, as a prompt's last block is filled up with zeros; enough for two of
 /// the widest tiles that `gemm` works in.
@@ -19,15 +19,15 @@ const BLOCK: usize = 16;
 const PANELS_PER_FOLD: usize = 16;
 
 thread_local! {
-    /// Unpacked weights: a panel in prefill, a row in decode.
-    static UNPACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A panel, unpacked.
+    static UNPACKED: RefCell<Vec<Column>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A weight matrix as it is stored, and a bias.
 #[derive(Clone, Debug)]
 pub(super) struct Matrix {
     /// `[n, k]`.
-    pub(super) packed: Arc<Packed>,
+    pub(super) weights: Arc<Panels>,
     /// `[n]`.
     pub(super) bias: Option<Vec<f32>>,
 }
@@ -35,7 +35,7 @@ pub(super) struct Matrix {
 impl Matrix {
     /// `n`.
     pub(super) fn rows(&self) -> usize {
-        self.packed.rows
+        self.weights.rows()
     }
 
     /// `x W^T + bias`, `[t, n]`, for `x` of shape `[t, k]`.
@@ -48,36 +48,39 @@ impl Matrix {
     ///
     /// A task unpacks one panel of weights, once, and multiplies all of `x` with it. A row's bits depend neither on
     /// the other rows nor on the threads: in prefill every product has the same shape, whatever `x` has; in decode
-    /// every element is a dot product of its own.
+    /// every element is a sum of its own.
     pub(super) fn apply_all<const N: usize>(matrices: [&Self; N], x: &[f32], phase: Phase) -> [Vec<f32>; N] {
-        let Some(k) = matrices.first().map(|matrix| matrix.packed.cols) else {
+        let Some(k) = matrices.first().map(|matrix| matrix.weights.cols()) else {
             return [const { Vec::new() }; N];
         };
         let input = Input::new(x, k, phase);
         let tile = input.padded * PANEL;
         let panels = matrices.map(|matrix| matrix.rows().div_ceil(PANEL));
-        let each = matrices.iter().flat_map(|matrix| {
-            (0..matrix.rows()).step_by(PANEL).map(|first_row| (&*matrix.packed, first_row))
-        });
+        let each = matrices
+            .iter()
+            .zip(panels)
+            .flat_map(|(matrix, panels)| (0..panels).map(|panel| (&*matrix.weights, panel)));
         let each: Vec<_> = each.collect();
-        let mut tiles = vec![0.0; each.len() * tile];
+        let mut tiles = floats(each.len() * tile);
         tiles
             .par_chunks_mut(tile.max(1))
             .zip(each)
-            .for_each(|(tile, (packed, first_row))| input.multiply(packed, first_row, tile));
+            .for_each(|(tile, (weights, panel))| input.multiply(weights, panel, tile));
         let mut rest = &tiles[..];
         let mut index = 0;
-        matrices.map(|matrix| {
+        let outputs = matrices.map(|matrix| {
             let (own, after) = rest.split_at(panels[index] * tile);
             (rest, index) = (after, index + 1);
             matrix.untile(own, &input)
-        })
+        });
+        spare([tiles, input.last]);
+        outputs
     }
 
     /// Brings the panels' outputs, `[panels, padded, PANEL]`, into rows `[t, n]`, and adds the bias.
     fn untile(&self, tiles: &[f32], input: &Input<'_>) -> Vec<f32> {
         let n = self.rows();
-        let mut y = vec![0.0; input.rows * n];
+        let mut y = floats(input.rows * n);
         let rows = y.par_chunks_exact_mut(n).with_min_len(FLOATS_PER_TASK / n);
         rows.enumerate().for_each(|(row, y)| {
             for (y, tile) in y.chunks_mut(PANEL).zip(tiles.chunks_exact(input.padded * PANEL)) {
@@ -93,14 +96,14 @@ impl Matrix {
     /// The rows of [`Matrix::apply`], folded; `given` is a token for each row of `x`. Logits are never held for more
     /// than one panel a thread.
     pub(super) fn fold(&self, x: &[f32], given: &[u32], phase: Phase) -> Vec<Folded> {
-        let input = Input::new(x, self.packed.cols, phase);
+        let input = Input::new(x, self.weights.cols(), phase);
         let tasks = (0..self.rows()).step_by(PANELS_PER_FOLD * PANEL).collect::<Vec<_>>();
         let parts = tasks.into_par_iter().map(|start| {
             let mut partials = vec![Partial::default(); given.len()];
             let mut tile = vec![0.0; input.padded * PANEL];
             let end = self.rows().min(start + PANELS_PER_FOLD * PANEL);
             for first_row in (start..end).step_by(PANEL) {
-                input.multiply(&self.packed, first_row, &mut tile);
+                input.multiply(&self.weights, first_row / PANEL, &mut tile);
                 self.take(&mut partials, first_row, &mut tile, given);
             }
             partials
@@ -163,40 +166,26 @@ impl<'a> Input<'a> {
         Self { x, last, k, phase, rows, padded }
     }
 
-    /// `x W^T` for the [`PANEL`] rows of `packed` from `first_row` on: `tile` is `[padded, PANEL]`.
-    fn multiply(&self, packed: &Packed, first_row: usize, tile: &mut [f32]) {
+    /// `x W^T` for one panel of the weights: `tile` is `[padded, PANEL]`.
+    fn multiply(&self, weights: &Panels, panel: usize, tile: &mut [f32]) {
         let k = self.k;
-        UNPACKED.with_borrow_mut(|weights| match self.phase {
-            Phase::Prefill => {
-                // Grows only; the columns of a smaller matrix use its beginning.
-                weights.resize(weights.len().max(k * PANEL), 0.0);
-                let weights = &mut weights[..k * PANEL];
-                panel(packed, first_row, weights);
-                let blocks = self.x.chunks_exact(BLOCK * k).chain(self.last.chunks_exact(BLOCK * k));
-                for (tile, x) in tile.chunks_exact_mut(BLOCK * PANEL).zip(blocks) {
-                    let product = Product { x, x_step: k, w: weights, shape: [BLOCK, PANEL, k], scale: 1.0 };
-                    product.run(tile, PANEL, false);
-                }
-            }
-            Phase::Decode => {
-                weights.resize(weights.len().max(k), 0.0);
-                let weights = &mut weights[..k];
-                let rows = PANEL.min(packed.rows - first_row);
+        match self.phase {
+            Phase::Prefill => UNPACKED.with_borrow_mut(|columns| {
+                // Grows only; a smaller matrix uses its beginning.
+                columns.resize(columns.len().max(k), [0.0; PANEL]);
+                let columns = &mut columns[..k];
                 vectorized(
                     #[inline(always)]
-                    || {
-                        for row in 0..rows {
-                            unpack(packed, first_row + row, 0, weights);
-                            for (y, x) in
-                                tile.as_chunks_mut::<PANEL>().0.iter_mut().zip(self.x.chunks_exact(k))
-                            {
-                                y[row] = dot(weights, x);
-                            }
-                        }
-                    },
+                    || weights.unpack(panel, 0, columns),
                 );
-            }
-        });
+                let w = columns.as_flattened();
+                let blocks = self.x.chunks_exact(BLOCK * k).chain(self.last.chunks_exact(BLOCK * k));
+                for (tile, x) in tile.chunks_exact_mut(BLOCK * PANEL).zip(blocks) {
+                    Product { x, x_step: k, w, shape: [BLOCK, PANEL, k], scale: 1.0 }.run(tile, PANEL, false);
+                }
+            }),
+            Phase::Decode => Arch::new().dispatch(FewRows { panels: weights, panel, x: self.x, tile }),
+        }
     }
 }
 
@@ -217,7 +206,8 @@ mod tests {
     }
 
     fn matrix(scheme: Scheme, n: usize, k: usize) -> Matrix {
-        Matrix { packed: Arc::new(quant::encode(scheme, &noise(1, n * k), n, k)), bias: Some(noise(2, n)) }
+        let weights = Arc::new(Panels::new(&quant::encode(scheme, &noise(1, n * k), n, k)));
+        Matrix { weights, bias: Some(noise(2, n)) }
     }
 
     fn same(a: &[f32], b: &[f32]) -> bool {
@@ -261,7 +251,8 @@ mod tests {
         for scheme in [Scheme::F32, Scheme::F16, Scheme::Int8, Scheme::Int4 { group: 32 }, Scheme::Nf4B64] {
             for (n, k, rows) in [(19, 88, 11), (100, 1064, 18), (48, 64, 16)] {
                 let (matrix, x) = (matrix(scheme, n, k), noise(3, rows * k));
-                let (values, bias) = (quant::decode(&matrix.packed), noise(2, n));
+                let (values, bias) =
+                    (quant::decode(&quant::encode(scheme, &noise(1, n * k), n, k)), noise(2, n));
                 for phase in [Phase::Prefill, Phase::Decode] {
                     let y = matrix.apply(&x, phase);
                     assert_eq!(y.len(), rows * n);
