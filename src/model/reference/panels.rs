@@ -117,27 +117,41 @@ impl Panels {
             Codes::Halves(codes) => {
                 each(&codes[start..], out, |bits, _| f32::from_bits(u32::from(bits) << 16));
             }
-            Codes::Bytes(codes) => self.scaled(panel, first, out, |done, out, scales, _| {
-                each(&codes[start + done..], out, |code, lane| f32::from(code.cast_signed()) * scales[lane]);
-            }),
-            Codes::Nibbles(codes) => self.scaled(panel, first, out, |done, out, scales, zeros| {
-                let codes = &codes[(start + done) / 2..];
-                match self.scheme {
-                    Scheme::Fp4B64 => {
-                        pairs(codes, out, |code, lane| table::FP4[usize::from(code)] * scales[lane])
+            Codes::Bytes(codes) => self.scaled(
+                panel,
+                first,
+                out,
+                #[inline(always)]
+                |done, out, scales, _| {
+                    each(&codes[start + done..], out, |code, lane| {
+                        f32::from(code.cast_signed()) * scales[lane]
+                    });
+                },
+            ),
+            Codes::Nibbles(codes) => self.scaled(
+                panel,
+                first,
+                out,
+                #[inline(always)]
+                |done, out, scales, zeros| {
+                    let codes = &codes[(start + done) / 2..];
+                    match self.scheme {
+                        Scheme::Fp4B64 => {
+                            pairs(codes, out, |code, lane| table::FP4[usize::from(code & 15)] * scales[lane]);
+                        }
+                        Scheme::Nf4B64 => {
+                            pairs(codes, out, |code, lane| table::NF4[usize::from(code & 15)] * scales[lane]);
+                        }
+                        Scheme::Int4Asym { .. } => {
+                            pairs(codes, out, |code, lane| (f32::from(code) - zeros[lane]) * scales[lane]);
+                        }
+                        // Two's complement: the sign bit counts -8.
+                        _ => pairs(codes, out, |code, lane| {
+                            f32::from((code ^ 8).cast_signed() - 8) * scales[lane]
+                        }),
                     }
-                    Scheme::Nf4B64 => {
-                        pairs(codes, out, |code, lane| table::NF4[usize::from(code)] * scales[lane])
-                    }
-                    Scheme::Int4Asym { .. } => {
-                        pairs(codes, out, |code, lane| (f32::from(code) - zeros[lane]) * scales[lane]);
-                    }
-                    // Two's complement: the sign bit counts -8.
-                    _ => {
-                        pairs(codes, out, |code, lane| f32::from((code ^ 8).cast_signed() - 8) * scales[lane])
-                    }
-                }
-            }),
+                },
+            ),
         }
     }
 
@@ -148,7 +162,7 @@ impl Panels {
         panel: usize,
         first: usize,
         out: &mut [Column],
-        unpack: impl Fn(usize, &mut [Column], &Column, &Column),
+        unpack: impl Fn(usize, &mut [Column], Column, Column),
     ) {
         let scales = self.scales.as_chunks::<PANEL>().0;
         let zeros = self.zeros.as_chunks::<PANEL>().0;
@@ -158,7 +172,9 @@ impl Panels {
             let col = first + done;
             let end = (done + self.step - col % self.step).min(out.len());
             let index = panel * steps + col / self.step;
-            unpack(done, &mut out[done..end], &scales[index], zeros.get(index).unwrap_or(&[0.0; PANEL]));
+            // Copies: the compiler knows that writing weights does not change them.
+            let zeros = zeros.get(index).copied().unwrap_or([0.0; PANEL]);
+            unpack(done, &mut out[done..end], scales[index], zeros);
             done = end;
         }
     }
@@ -197,12 +213,15 @@ fn each<C: Copy>(codes: &[[C; PANEL]], out: &mut [Column], weight: impl Fn(C, us
 #[inline(always)]
 fn pairs(codes: &[[u8; PANEL]], out: &mut [Column], weight: impl Fn(u8, usize) -> f32) {
     for ([even, odd], codes) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+        // Apart from `out`, where each weight written could be a code not yet read, for all the compiler knows.
+        let (mut low, mut high) = ([0.0; PANEL], [0.0; PANEL]);
         for lane in 0..PANEL {
-            even[lane] = weight(codes[lane] & 15, lane);
+            low[lane] = weight(codes[lane] & 15, lane);
         }
         for lane in 0..PANEL {
-            odd[lane] = weight(codes[lane] >> 4, lane);
+            high[lane] = weight(codes[lane] >> 4, lane);
         }
+        (*even, *odd) = (low, high);
     }
 }
 
@@ -259,14 +278,13 @@ impl WithSimd for FewRows<'_> {
 /// `sums[r] += sum over columns of x[r][column] * weights[column]`.
 #[inline(always)]
 fn accumulate<S: Simd, const R: usize>(simd: S, weights: &[Column], x: [&[f32]; R], sums: &mut [Column; R]) {
-    let vectors = |column: &Column, first: usize| -> [S::f32s; VECTORS] {
-        let column = &S::as_simd_f32s(column).0[first..][..VECTORS];
-        std::array::from_fn(|vector| column[vector])
-    };
     for first in (0..PANEL / S::F32_LANES).step_by(VECTORS) {
-        let mut acc: [_; R] = std::array::from_fn(|row| vectors(&sums[row], first));
+        let mut acc = [[simd.splat_f32s(0.0); VECTORS]; R];
+        for (acc, sums) in acc.iter_mut().zip(&*sums) {
+            acc.copy_from_slice(&S::as_simd_f32s(sums).0[first..][..VECTORS]);
+        }
         for (col, weights) in weights.iter().enumerate() {
-            let weights = vectors(weights, first);
+            let weights = &S::as_simd_f32s(weights).0[first..][..VECTORS];
             for row in 0..R {
                 let x = simd.splat_f32s(x[row][col]);
                 for vector in 0..VECTORS {
