@@ -35,12 +35,12 @@ fn findings() -> Findings {
             knowmem_forget: metric(KNOWMEM[model][place], 4),
             knowmem_retain: metric(75.25, 5),
             auc: metric(if model == 3 { 0.5 } else { 0.25 }, 12),
-            counters: Counters { tokens_scored: 10, peak_device_bytes: 100, ..Counters::default() },
         }
     };
     let arms = (0..4).flat_map(|model| (0..3).map(move |place| (model, place)));
     let arms = arms.map(|(model, place)| arm(model, place)).collect();
-    Findings { plan, arms, truncated: 0, stopped: None }
+    let counters = Counters { tokens_scored: 120, peak_device_bytes: 100, ..Counters::default() };
+    Findings { plan, arms, truncated: 0, stopped: None, counters }
 }
 
 fn report(findings: &Findings) -> Report {

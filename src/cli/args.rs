@@ -108,6 +108,24 @@ pub(super) struct TuneArgs {
     retune: bool,
 }
 
+/// How device memory is used.
+#[derive(Clone, Debug, Args)]
+pub(super) struct MemoryArgs {
+    /// Device memory to use at most, such as 6GiB or 800MiB; a model that does not fit is streamed through it
+    /// [default: most of what the adapter says it has]
+    #[arg(long, value_name = "SIZE", value_parser = super::memory::size)]
+    pub(super) vram: Option<u64>,
+
+    /// Say on stderr how the memory is laid out and what is expected, before any weight is read, and afterwards what
+    /// it took
+    #[arg(long)]
+    pub(super) explain: bool,
+
+    /// One arm and one prompt at a time, as a plain script would: to compare with
+    #[arg(long, hide = true)]
+    pub(super) naive: bool,
+}
+
 impl TuneArgs {
     pub(super) fn tuning(self) -> Tuning {
         match (self.no_tune, self.retune) {
@@ -160,6 +178,9 @@ pub(super) struct AuditArgs {
     pub(super) tune: TuneArgs,
 
     #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -189,6 +210,9 @@ pub(super) struct DemoArgs {
     pub(super) tune: TuneArgs,
 
     #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -213,6 +237,9 @@ pub(super) struct GenerateArgs {
 
     #[command(flatten)]
     pub(super) tune: TuneArgs,
+
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
 
     #[command(flatten)]
     pub(super) common: Common,

@@ -188,7 +188,12 @@ impl Gpu {
     }
 
     /// Waits for a submission, or all; `false` if it is not done in `patience`.
-    fn poll(&self, during: &str, index: Option<&wgpu::SubmissionIndex>, patience: Duration) -> Result<bool> {
+    pub(super) fn poll(
+        &self,
+        during: &str,
+        index: Option<&wgpu::SubmissionIndex>,
+        patience: Duration,
+    ) -> Result<bool> {
         let poll = wgpu::PollType::Wait { submission_index: index.cloned(), timeout: Some(patience) };
         let _turn = self.turn();
         match self.device.poll(poll) {

@@ -5,6 +5,7 @@ mod choice;
 mod commands;
 mod device;
 mod line;
+mod memory;
 mod pace;
 mod shader;
 mod tune;

@@ -1,10 +1,12 @@
 //! The result and its forms: one schema, printed as a table or as JSON.
 
 pub mod codes;
+mod memory;
 pub mod schema;
 mod table;
 
 pub use codes::codes_text;
+pub use memory::{counters_text, memory_text};
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};
 
@@ -39,7 +41,8 @@ impl Report {
                 .map(|recovered| schema_recovery(findings, recovered))
                 .collect(),
             kernels: BTreeMap::new(),
-            counters: findings.counters().into(),
+            memory: Vec::new(),
+            counters: findings.counters.clone().into(),
         }
     }
 }
@@ -79,7 +82,6 @@ fn schema_arm(findings: &Findings, arm: &ArmResult) -> schema::Arm {
                 others: against.collect(),
             },
         },
-        counters: arm.counters.clone().into(),
     }
 }
 
@@ -115,6 +117,7 @@ impl From<Counters> for schema::Counters {
             tokens_scored,
             tokens_generated,
             peak_device_bytes,
+            peak_allocated_bytes,
             seconds,
         } = counters;
         let seconds =
@@ -128,6 +131,7 @@ impl From<Counters> for schema::Counters {
             tokens_scored,
             tokens_generated,
             peak_device_bytes,
+            peak_allocated_bytes: (peak_allocated_bytes > 0).then_some(peak_allocated_bytes),
             seconds,
         }
     }
