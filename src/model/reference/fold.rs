@@ -40,9 +40,7 @@ impl Partial {
         };
         let (chunks, rest) = logits.as_chunks::<LANES>();
         for chunk in chunks {
-            for lane in 0..LANES {
-                add(&mut self.sums[lane], chunk[lane]);
-            }
+            self.sums.iter_mut().zip(chunk).for_each(|(sum, &logit)| add(sum, logit));
         }
         self.sums.iter_mut().zip(rest).for_each(|(sum, &logit)| add(sum, logit));
         self.finite &= finite;
