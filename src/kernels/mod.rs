@@ -4,6 +4,7 @@
 //! [`crate::gpu::Commands`]. Tests check every [`Case`] of [`registry`] against the twin, benches time it.
 
 mod attention;
+mod cache;
 mod case;
 mod fold;
 mod link;
@@ -19,6 +20,7 @@ mod swiglu;
 mod tune;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
+pub use cache::KvFormat;
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;

@@ -5,8 +5,8 @@ use crate::checkpoint::{Checkpoint, Config};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernels::{
-    AttentionDecode, AttentionOperands, AttentionPrefill, Finish, Heads, MatOperands, Matmul, Matrix, Matvec,
-    NormOperands, Packer, RmsNorm, RmsNormForm, Rope, RopeOperands, Stored, Swiglu,
+    AttentionDecode, AttentionOperands, AttentionPrefill, Finish, Heads, KvFormat, MatOperands, Matmul,
+    Matrix, Matvec, NormOperands, Packer, RmsNorm, RmsNormForm, Rope, RopeOperands, Stored, Swiglu,
 };
 use crate::model::weights::{Linear, Norm};
 use crate::model::{Batch, PAGE, Phase};
@@ -27,9 +27,9 @@ impl Kernels {
     pub(super) fn new(gpu: &Gpu, config: &Config) -> Result<Self> {
         Ok(Self {
             norm: RmsNorm::new(gpu, RmsNormForm::Plain, config.hidden_size)?,
-            rope: Rope::new(gpu)?,
-            prefill: AttentionPrefill::new(gpu, config.head_dim, PAGE)?,
-            decode: AttentionDecode::new(gpu, config.head_dim, PAGE)?,
+            rope: Rope::new(gpu, KvFormat::F32)?,
+            prefill: AttentionPrefill::new(gpu, config.head_dim, PAGE, KvFormat::F32)?,
+            decode: AttentionDecode::new(gpu, config.head_dim, PAGE, KvFormat::F32)?,
             swiglu: Swiglu::new(gpu)?,
             heads: Heads { queries: config.heads, kv: config.kv_heads, width: config.head_dim },
         })
