@@ -18,6 +18,7 @@ mod sentinel;
 mod split;
 mod swiglu;
 mod tune;
+mod tune_decode;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use cache::KvFormat;
@@ -26,7 +27,7 @@ pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
 pub use matmul::{Family, Finish, Matmul, Operands as MatOperands};
 pub use matrix::{Matrix, Part};
-pub use matvec::Matvec;
+pub use matvec::{Matvec, MatvecFamily};
 pub use pack::{Packer, Stored};
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
@@ -64,7 +65,10 @@ pub fn registry() -> Vec<Kernel> {
         matmul::REGISTER,
         matmul::SUBGROUP,
         matmul::SHARED,
-        matvec::KERNEL,
+        matvec::WORKGROUP,
+        matvec::LANE,
+        matvec::SUBGROUP,
+        matvec::BROADCAST,
         rms_norm::KERNEL,
         rope::KERNEL,
         attention::PREFILL,

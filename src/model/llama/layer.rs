@@ -56,7 +56,7 @@ impl Projection {
     ) -> Result<Self> {
         let finish = Finish { bias: bias.is_some(), add };
         let matmul = Matmul::tuned(gpu, &matrix, launched, finish)?;
-        let matvec = Matvec::new(gpu, matrix.scheme, finish)?;
+        let matvec = Matvec::tuned(gpu, &matrix, launched, finish)?;
         Ok(Self { matrix, bias, matmul, matvec })
     }
 
