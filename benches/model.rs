@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use undertext::checkpoint::{Checkpoint, Config};
 use undertext::engine::{Ask, Engine, Observation, Options, Task};
 use undertext::gpu::Gpu;
-use undertext::kernels::{FOLD_CHUNK, Matrix};
+use undertext::kernels::{FOLD_CHUNK, KvFormat, Matrix};
 use undertext::model::{Layout, Llama, PAGE, Residence, Share, Source};
 use undertext::quant::{Precision, Scheme};
 
@@ -48,6 +48,7 @@ impl Subject {
             score: share,
             generate: share,
             residence: Residence::Resident,
+            kv: KvFormat::F16,
             spill: false,
             head_rows: config.vocab_size.next_multiple_of(FOLD_CHUNK),
         };

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use undertext::checkpoint::Checkpoint;
-use undertext::engine::{Ask, Budget, Engine, MemoryPlan, Needs, Observation, Options, Task};
+use undertext::engine::{Ask, Budget, Engine, Given, MemoryPlan, Needs, Observation, Options, Task};
 use undertext::gpu::{DeviceChoice, Gpu};
-use undertext::kernels::{Finish, MatOperands, Matvec, Packer, Stored};
+use undertext::kernels::{Finish, KvFormat, MatOperands, Matvec, Packer, Stored};
 use undertext::model::{Layout, Llama, Lockstep, Pass, Residence, Source};
 use undertext::quant::{Precision, Scheme};
 use undertext::{Error, kernels};
@@ -17,6 +17,11 @@ use crate::support::{SmallRoom, layout, llama, observe_all, source, streamed};
 
 const INT8: Precision = Precision::Quantized(Scheme::Int8);
 const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 32 });
+
+/// What plans are made with here.
+fn given(halvings: u32) -> Given {
+    Given { quantize_head: false, kv: KvFormat::F32, halvings }
+}
 
 /// A checkpoint whose weights differ from [`weights`] in one tensor.
 fn edited(tensor: &str) -> Weights {
@@ -149,7 +154,7 @@ fn arms_of_different_architectures_are_refused() {
     assert!(matches!(error, Error::CheckpointsDiffer { .. }), "{error}");
     // A plan runs them one after the other.
     let budget = Budget { bytes: 1 << 30, source: "a test".to_owned(), binding: 128 << 20 };
-    let plans = MemoryPlan::choose(&arms, false, &Needs::of(&tasks()), &budget, 0).unwrap();
+    let plans = MemoryPlan::choose(&arms, given(0), &Needs::of(&tasks()), &budget).unwrap();
     assert_eq!(plans.iter().map(|plan| plan.arms.clone()).collect::<Vec<_>>(), [0..1, 1..2]);
 }
 
@@ -162,7 +167,7 @@ fn plans_keep_their_budget_and_their_word() {
     let needs = Needs::of(&tasks);
     let plan = |bytes: u64, halvings| {
         let budget = Budget { bytes, source: "a test".to_owned(), binding: 128 << 20 };
-        MemoryPlan::choose(&sources, false, &needs, &budget, halvings)
+        MemoryPlan::choose(&sources, given(halvings), &needs, &budget)
     };
     let roomy = plan(1 << 30, 0).unwrap();
     assert_eq!((roomy.len(), roomy[0].arms.clone()), (1, 0..9));
@@ -262,7 +267,7 @@ fn wide_checkpoint_scores_in_a_gigabyte() {
     let gpu = Gpu::open(&DeviceChoice::Best).unwrap().with_watched_memory();
     let gpu = Arc::new(gpu);
     let budget = Budget { bytes: 1 << 30, source: "a test".to_owned(), binding: gpu.max_binding_bytes() };
-    for plan in MemoryPlan::choose(&arms, false, &Needs::of(&tasks), &budget, 0).unwrap() {
+    for plan in MemoryPlan::choose(&arms, given(0), &Needs::of(&tasks), &budget).unwrap() {
         println!("{plan:#?}");
         gpu.limit_uploads(plan.uploads);
         let model = Llama::new(&gpu, &arms[plan.arms.clone()], false, plan.layout).unwrap();

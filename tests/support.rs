@@ -7,7 +7,7 @@ use std::sync::Arc;
 use undertext::checkpoint::Checkpoint;
 use undertext::engine::{Engine, Finished, Observation, Options, Task};
 use undertext::gpu::Gpu;
-use undertext::kernels::FOLD_CHUNK;
+use undertext::kernels::{FOLD_CHUNK, KvFormat};
 use undertext::model::{
     Capacity, Counters, Each, Folded, Forward, Layout, Llama, Lockstep, PAGE, Pass, Residence, Room, Share,
     Source, Work,
@@ -22,6 +22,7 @@ pub(crate) fn layout(tokens: usize) -> Layout {
         score: share,
         generate: share,
         residence: Residence::Resident,
+        kv: KvFormat::F32,
         spill: false,
         head_rows: 1 << 20,
     }

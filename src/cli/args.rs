@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gpu::{DeviceChoice, Tuning};
+use crate::kernels::KvFormat;
 use crate::metrics::membership::Corpus;
 use crate::quant::{Precision, Scheme};
 
@@ -115,6 +116,10 @@ pub(super) struct MemoryArgs {
     /// [default: most of what the adapter says it has]
     #[arg(long, value_name = "SIZE", value_parser = super::memory::size)]
     pub(super) vram: Option<u64>,
+
+    /// How keys and values are kept: f16 takes half the memory, f32 is what the model computed
+    #[arg(long, value_name = "FORMAT", default_value = "f16", value_parser = super::memory::kv)]
+    pub(super) kv: KvFormat,
 
     /// Say on stderr how the memory is laid out and what is expected, before any weight is read, and afterwards what
     /// it took

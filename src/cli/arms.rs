@@ -9,8 +9,9 @@ use super::device::Device;
 use super::memory::{budget, verdict};
 use super::output::say;
 use crate::audit::OpenArms;
-use crate::engine::{Budget, MemoryPlan, Needs};
+use crate::engine::{Budget, Given, MemoryPlan, Needs};
 use crate::error::Result;
+use crate::kernels::KvFormat;
 use crate::model::{Each, Llama, Lockstep, PAGE, Reference, Source};
 use crate::report::{memory_text, schema};
 
@@ -58,9 +59,9 @@ impl<'a> Arms<'a> {
     /// Lays the arms out anew, and says how if that was asked for or is unusual.
     fn lay_out(&self, arms: Range<usize>, halvings: u32, budget: &Budget) -> Result<Vec<Range<usize>>> {
         let sources = &self.sources[arms.clone()];
+        let given = Given { quantize_head: self.quantize_head, kv: self.memory.kv, halvings };
         let mut plans = if self.memory.naive {
-            let alone =
-                |source| MemoryPlan::choose(source, self.quantize_head, &self.needs, budget, halvings);
+            let alone = |source| MemoryPlan::choose(source, given, &self.needs, budget);
             let mut plans = Vec::new();
             for (index, source) in sources.chunks(1).enumerate() {
                 for mut plan in alone(source)? {
@@ -70,7 +71,7 @@ impl<'a> Arms<'a> {
             }
             plans
         } else {
-            MemoryPlan::choose(sources, self.quantize_head, &self.needs, budget, halvings)?
+            MemoryPlan::choose(sources, given, &self.needs, budget)?
         };
         for plan in &mut plans {
             plan.arms = arms.start + plan.arms.start..arms.start + plan.arms.end;
@@ -110,7 +111,9 @@ impl OpenArms for &Arms<'_> {
             (Device::Cpu, _) => {
                 let load = |source: &Source| {
                     let tokens = cache_tokens(source, &self.needs);
-                    Reference::load(&source.checkpoint, source.precision, self.quantize_head, tokens)
+                    let reference =
+                        Reference::load(&source.checkpoint, source.precision, self.quantize_head, tokens)?;
+                    Ok(reference.with_kv_f16(self.memory.kv == KvFormat::F16))
                 };
                 Ok(Box::new(Each(sources.iter().map(load).collect::<Result<_>>()?)))
             }

@@ -3,6 +3,7 @@
 use crate::engine::{Budget, MemoryPlan};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::kernels::KvFormat;
 use crate::model::Residence;
 
 /// What is assumed of an adapter that does not say how much memory it has.
@@ -31,6 +32,15 @@ pub(super) fn size(text: &str) -> Result<u64> {
     let bytes = number * factor as f64;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range")]
     if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// Reads the format of the cache.
+pub(super) fn kv(text: &str) -> Result<KvFormat> {
+    KvFormat::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| Error::Flag {
+        flag: "--kv",
+        found: text.to_owned(),
+        expected: KvFormat::ALL.map(KvFormat::name).join(" or "),
+    })
 }
 
 /// The memory that may be used: what the user says, or most of what the adapter has.

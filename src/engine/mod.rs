@@ -15,7 +15,7 @@ mod run;
 mod sequence;
 
 pub use needs::{Demand, Needs};
-pub use plan::{Budget, Item, MemoryPlan, Predicted};
+pub use plan::{Budget, Given, Item, MemoryPlan, Predicted};
 pub use run::{Engine, Finished, Options};
 
 /// One prompt of a suite and what is asked of it.

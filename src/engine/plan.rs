@@ -6,7 +6,7 @@ use super::Needs;
 use super::needs::Demand;
 use crate::checkpoint::Config;
 use crate::error::{Error, Result};
-use crate::kernels::FOLD_CHUNK;
+use crate::kernels::{FOLD_CHUNK, KvFormat};
 use crate::model::{Layout, PAGE, Residence, Share, Sizes, Source, Work};
 
 /// Sizes of batches that are tried, largest first.
@@ -29,6 +29,17 @@ const UPLOADS_SHARE: u64 = 8;
 
 /// Set aside for small buffers: parameters, read-backs, the sentinel, trials of kernels.
 const SMALL_BYTES: u64 = 4 << 20;
+
+/// What is given, whatever the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Whether the head is quantized too.
+    pub quantize_head: bool,
+    /// How keys and values are kept.
+    pub kv: KvFormat,
+    /// Batches are halved so many times, for a device that turned out to have less memory.
+    pub halvings: u32,
+}
 
 /// How much device memory may be used, and who says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,26 +93,18 @@ pub struct MemoryPlan {
 
 impl MemoryPlan {
     /// Parts `arms` into groups that run one after the other, each in lockstep, and lays each out: so that the fewest
-    /// bytes travel. `halvings` halves the batches so many times, for a device that turned out to have less.
+    /// bytes travel.
     ///
     /// # Errors
     ///
     /// [`Error::MemoryTooSmall`] if an arm does not fit even streamed with the smallest batches; if a checkpoint lacks
     /// a tensor.
-    pub fn choose(
-        arms: &[Source],
-        quantize_head: bool,
-        needs: &Needs,
-        budget: &Budget,
-        halvings: u32,
-    ) -> Result<Vec<Self>> {
+    pub fn choose(arms: &[Source], given: Given, needs: &Needs, budget: &Budget) -> Result<Vec<Self>> {
         let mut best: Option<(u64, Vec<Self>)> = None;
         let mut failure = None;
         for groups in groupings(arms) {
-            let plans: Result<Vec<_>> = groups
-                .into_iter()
-                .map(|group| Self::lay_out(arms, group, quantize_head, needs, budget, halvings))
-                .collect();
+            let plans: Result<Vec<_>> =
+                groups.into_iter().map(|group| Self::lay_out(arms, group, given, needs, budget)).collect();
             match plans {
                 Ok(plans) => {
                     let cost =
@@ -127,17 +130,16 @@ impl MemoryPlan {
     fn lay_out(
         arms: &[Source],
         group: Range<usize>,
-        quantize_head: bool,
+        given: Given,
         needs: &Needs,
         budget: &Budget,
-        halvings: u32,
     ) -> Result<Self> {
         let sources = &arms[group.clone()];
         let Some(first) = sources.first() else { unreachable!("a group has arms") };
         let config = first.checkpoint.config();
         let whole = config.vocab_size.next_multiple_of(FOLD_CHUNK);
-        let resident = Sizes::of(sources, quantize_head, whole)?;
-        let streamed = Sizes::of(sources, quantize_head, HEAD_ROWS)?;
+        let resident = Sizes::of(sources, given.quantize_head, whole)?;
+        let streamed = Sizes::of(sources, given.quantize_head, HEAD_ROWS)?;
         let ways = [
             (Residence::Resident, whole, &resident, false),
             (Residence::Streamed { overlap: true }, HEAD_ROWS, &streamed, false),
@@ -146,9 +148,9 @@ impl MemoryPlan {
         ];
         let mut least = u64::MAX;
         for (residence, head_rows, sizes, spill) in ways {
-            let space =
-                Space { config, needs, budget, sizes, arms: sources.len(), residence, spill, head_rows };
-            match space.fit(halvings) {
+            let arms = sources.len();
+            let space = Space { config, given, needs, budget, sizes, arms, residence, spill, head_rows };
+            match space.fit() {
                 Ok(layout) => return Ok(space.plan(layout, group)),
                 Err(needed) => least = least.min(needed),
             }
@@ -186,6 +188,7 @@ fn groupings(arms: &[Source]) -> Vec<Vec<Range<usize>>> {
 #[derive(Clone, Copy, Debug)]
 struct Space<'a> {
     config: &'a Config,
+    given: Given,
     needs: &'a Needs,
     budget: &'a Budget,
     sizes: &'a Sizes,
@@ -224,7 +227,7 @@ impl Space<'_> {
         }
         let described = share.batches * if work == Work::Score { 1 } else { self.arms };
         self.streams(share.batches) * Sizes::stream(self.config, tokens)
-            + Sizes::cache(self.config, work, share.pages, self.arms)
+            + Sizes::cache(self.config, self.given.kv, work, share.pages, self.arms)
             + Sizes::batches(described, tokens, share.pages)
     }
 
@@ -243,7 +246,7 @@ impl Space<'_> {
 
     /// Pages that a cache may have for the device to bind it.
     fn most_pages(&self) -> usize {
-        let page = 4 * PAGE * self.config.kv_heads * self.config.head_dim;
+        let page = self.given.kv.bytes() * PAGE * self.config.kv_heads * self.config.head_dim;
         usize::try_from(self.budget.binding).unwrap_or(usize::MAX) / page.max(1)
     }
 
@@ -259,7 +262,7 @@ impl Space<'_> {
     }
 
     /// The layout with the largest batches and caches that fit; else the bytes that the smallest one takes.
-    fn fit(&self, halvings: u32) -> Result<Layout, u64> {
+    fn fit(&self) -> Result<Layout, u64> {
         let widest = [
             self.config.hidden_size,
             self.config.intermediate_size,
@@ -271,7 +274,7 @@ impl Space<'_> {
         let longest = self.needs.score.rows.max(self.needs.generate.rows).max(1).next_power_of_two();
         let sizes: Vec<_> = TOKENS
             .into_iter()
-            .skip(halvings as usize)
+            .skip(self.given.halvings as usize)
             .filter(|tokens| bindable(*tokens) && (*tokens <= longest || *tokens == TOKENS[TOKENS.len() - 1]))
             .collect();
         let last = sizes.last().copied().unwrap_or(TOKENS[TOKENS.len() - 1]);
@@ -318,12 +321,12 @@ impl Space<'_> {
         generate.batches = most(generate.batches, wanted, |batches| {
             self.peak(tokens, floor, Share { batches, ..generate }) <= self.budget.bytes
         });
-        let (residence, spill, head_rows) = (self.residence, self.spill, self.head_rows);
+        let (residence, spill, head_rows, kv) = (self.residence, self.spill, self.head_rows, self.given.kv);
         // The rotary table serves both; it may have tipped the balance.
         if self.peak(tokens, score, generate) > self.budget.bytes {
             score = floor;
         }
-        Layout { tokens, score, generate, residence, spill, head_rows }
+        Layout { tokens, score, generate, residence, kv, spill, head_rows }
     }
 
     fn plan(&self, layout: Layout, arms: Range<usize>) -> MemoryPlan {
@@ -374,8 +377,8 @@ impl Space<'_> {
                     name,
                     bytes: self.work(work, tokens, share),
                     detail: format!(
-                        "{} batches of {} arms a pass, their streams {waiting}; {caches} caches of {} pages of {PAGE} tokens",
-                        share.batches, self.arms, share.pages
+                        "{} batches of {} arms a pass, their streams {waiting}; {caches} caches of {} pages of {PAGE} tokens in {}",
+                        share.batches, self.arms, share.pages, self.given.kv.name()
                     ),
                 });
             }

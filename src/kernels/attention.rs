@@ -7,7 +7,7 @@ use super::link::{file, params, plain};
 use super::pack::small;
 use super::rope::Heads;
 use super::split::token_ranges;
-use super::{Case, Kernel, Output, Prepared, Want, Work};
+use super::{Case, Kernel, KvFormat, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 
@@ -25,31 +25,36 @@ params!(Params { t: u32, heads: u32, kv_heads: u32, scale: f32 });
 
 pub(super) const PREFILL: Kernel = Kernel {
     name: "attention_prefill",
-    sources: || WIDTHS.map(|width| prefill_source(width, 16)).to_vec(),
+    sources: || forms(prefill_source),
     params: Params::layout,
     cases: || cases("attention_prefill", false),
 };
 pub(super) const DECODE: Kernel = Kernel {
     name: "attention_decode",
-    sources: || WIDTHS.map(|width| decode_source(width, 16)).to_vec(),
+    sources: || forms(decode_source),
     params: Params::layout,
     cases: || cases("attention_decode", true),
 };
 
-fn prefill_source(width: usize, page: usize) -> Source {
-    let mut source = plain(format!("attention_prefill/e={width}"), file!("attention_prefill.wgsl"));
-    // Before the kernel: naga 30 panics where an array's type comes before the override of its size.
-    source.parts.insert(0, file!("common/attention.wgsl"));
-    source.consts.push(("QUADS", small(width / 4)));
-    source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
-    source
+/// Every width and cache format.
+fn forms(source: impl Fn(usize, usize, KvFormat) -> Source + Copy) -> Vec<Source> {
+    WIDTHS.into_iter().flat_map(|width| KvFormat::ALL.map(|format| source(width, 16, format))).collect()
 }
 
-fn decode_source(width: usize, page: usize) -> Source {
-    let mut source =
-        plain(format!("attention_decode/e={width}"), file!("attention_decode.wgsl")).with_index();
+fn prefill_source(width: usize, page: usize, format: KvFormat) -> Source {
+    let name = format!("attention_prefill/{} e={width}", format.name());
+    linked(plain(name, file!("attention_prefill.wgsl")), width, page, format)
+}
+
+fn decode_source(width: usize, page: usize, format: KvFormat) -> Source {
+    let name = format!("attention_decode/{} e={width}", format.name());
+    linked(plain(name, file!("attention_decode.wgsl")).with_index(), width, page, format)
+}
+
+fn linked(mut source: Source, width: usize, page: usize, format: KvFormat) -> Source {
     // Before the kernel: naga 30 panics where an array's type comes before the override of its size.
     source.parts.insert(0, file!("common/attention.wgsl"));
+    format.link(&mut source);
     source.consts.push(("QUADS", small(width / 4)));
     source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
     source
@@ -60,9 +65,9 @@ fn decode_source(width: usize, page: usize) -> Source {
 pub struct Operands<'a> {
     /// `[t, h, e]` f32, turned.
     pub q: &'a Buffer,
-    /// `[slots, g, e]` f32.
+    /// `[slots, g, e]` in the cache format.
     pub cache_k: &'a Buffer,
-    /// `[slots, g, e]` f32.
+    /// `[slots, g, e]` in the cache format.
     pub cache_v: &'a Buffer,
     /// Pages of every sequence, u32.
     pub table: &'a Buffer,
@@ -113,13 +118,13 @@ pub struct AttentionPrefill {
 }
 
 impl AttentionPrefill {
-    /// Compiles the kernel for heads of `width` and pages of `page` tokens.
+    /// Compiles the kernel for heads of `width`, pages of `page` tokens and a cache in `format`.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, width: usize, page: usize) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&prefill_source(width, page))? })
+    pub fn new(gpu: &Gpu, width: usize, page: usize, format: KvFormat) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&prefill_source(width, page, format))? })
     }
 
     /// Records one launch.
@@ -136,13 +141,13 @@ pub struct AttentionDecode {
 }
 
 impl AttentionDecode {
-    /// Compiles the kernel for heads of `width` and pages of `page` tokens.
+    /// Compiles the kernel for heads of `width`, pages of `page` tokens and a cache in `format`.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, width: usize, page: usize) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&decode_source(width, page))? })
+    pub fn new(gpu: &Gpu, width: usize, page: usize, format: KvFormat) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&decode_source(width, page, format))? })
     }
 
     /// Records one launch.
@@ -157,37 +162,48 @@ fn cases(kernel: &'static str, decode: bool) -> Vec<Case> {
     let lengths: [&[usize]; 4] = [&[1], &[5, 17, 1], &[70, 3, 129], &[33, 64]];
     let heads = [(1, 1, 8), (4, 2, 24), (6, 3, 64), (2, 1, 256)];
     let mut cases = Vec::new();
-    for (lengths, (queries, kv, width)) in lengths.into_iter().zip(heads) {
-        cases.push(case(kernel, lengths.to_vec(), Heads { queries, kv, width }, decode, false));
+    for format in KvFormat::ALL {
+        let case = |lengths, queries, kv, width, timed| {
+            case(kernel, lengths, Heads { queries, kv, width }, format, decode, timed)
+        };
+        for (lengths, (queries, kv, width)) in lengths.into_iter().zip(heads) {
+            cases.push(case(lengths.to_vec(), queries, kv, width, false));
+        }
+        // More sequences than a split launch has.
+        cases.push(case((1..=19).collect(), 4, 2, 24, false));
+        cases.push(case(if decode { vec![500; 8] } else { vec![512] }, 9, 3, 64, true));
     }
-    // More sequences than a split launch has.
-    cases.push(case(kernel, (1..=19).collect(), Heads { queries: 4, kv: 2, width: 24 }, decode, false));
-    let timed = if decode { vec![500; 8] } else { vec![256] };
-    cases.push(case(kernel, timed, Heads { queries: 16, kv: 8, width: 64 }, decode, true));
     cases
 }
 
-fn case(kernel: &str, lengths: Vec<usize>, heads: Heads, decode: bool, timed: bool) -> Case {
+fn case(
+    kernel: &str,
+    lengths: Vec<usize>,
+    heads: Heads,
+    format: KvFormat,
+    decode: bool,
+    timed: bool,
+) -> Case {
     let pairs: usize = lengths.iter().map(|n| if decode { *n } else { n * (n + 1) / 2 }).sum();
     let Heads { queries, kv, width } = heads;
     // Keys and values once for all queries of a group, q and out.
     let kept: usize = lengths.iter().sum();
-    let moved = kv * kept + queries * if decode { lengths.len() } else { kept };
+    let asked = if decode { lengths.len() } else { kept };
     Case {
-        name: format!("{kernel}/ lengths={lengths:?} h={queries} g={kv} e={width}"),
+        name: format!("{kernel}/{} lengths={lengths:?} h={queries} g={kv} e={width}", format.name()),
         work: Work::Both {
             flops: (4 * pairs * queries * width) as u64,
-            bytes: 4 * (2 * width * moved) as u64,
+            bytes: (2 * width * (format.bytes() * kv * kept + 4 * queries * asked)) as u64,
         },
         timed,
-        prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, decode)),
+        prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, format, decode)),
     }
 }
 
 /// A small page makes block tables matter.
 const PAGE: usize = 4;
 
-fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<Prepared> {
+fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, format: KvFormat, decode: bool) -> Result<Prepared> {
     // Pages of the sequences interleaved and in reverse.
     let pages: usize = lengths.iter().map(|n| n.div_ceil(PAGE)).sum();
     let mut free: Vec<u32> = (0..pages).map(small).collect();
@@ -204,11 +220,9 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<P
     let Heads { queries, kv, width } = heads;
     // Peaky: the largest scores are near 10.
     let q: Vec<f32> = noise(51, t * queries * width).iter().map(|x| 2.5 * x).collect();
-    let cache_k = noise(52, pages * PAGE * kv * width);
-    let cache_v = noise(53, pages * PAGE * kv * width);
+    let (k_buffer, cache_k) = format.upload(gpu, "cache_k", &noise(52, pages * PAGE * kv * width))?;
+    let (v_buffer, cache_v) = format.upload(gpu, "cache_v", &noise(53, pages * PAGE * kv * width))?;
     let q_buffer = gpu.upload("q", &q)?;
-    let k_buffer = gpu.upload("cache_k", &cache_k)?;
-    let v_buffer = gpu.upload("cache_v", &cache_v)?;
     let table_buffer = gpu.upload("table", &table)?;
     let places_buffer = gpu.upload("places", &places)?;
     let attended: Vec<u32> = places.iter().map(|place| place[0] + 1).collect();
@@ -227,8 +241,8 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<P
         want
     };
     let outputs = vec![Output { name: "out", buffer: out.clone(), want: Box::new(want) }];
-    let prefill = AttentionPrefill::new(gpu, width, PAGE)?;
-    let decoder = AttentionDecode::new(gpu, width, PAGE)?;
+    let prefill = AttentionPrefill::new(gpu, width, PAGE, format)?;
+    let decoder = AttentionDecode::new(gpu, width, PAGE, format)?;
     let record = move |commands: &mut Commands| {
         let operands = Operands {
             q: &q_buffer,

@@ -4,6 +4,7 @@
 //! [`crate::gpu::Commands`]. Tests check every [`Case`] of [`registry`] against the twin, benches time it.
 
 mod attention;
+mod cache;
 mod case;
 mod fold;
 mod link;
@@ -18,14 +19,16 @@ mod sentinel;
 mod split;
 mod swiglu;
 mod tune;
+mod tune_decode;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
+pub use cache::KvFormat;
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
 pub use matmul::{Family, Finish, Matmul, Operands as MatOperands};
 pub use matrix::{Matrix, Part};
-pub use matvec::Matvec;
+pub use matvec::{Matvec, MatvecFamily};
 pub use pack::{Packer, Stored};
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
@@ -63,7 +66,10 @@ pub fn registry() -> Vec<Kernel> {
         matmul::REGISTER,
         matmul::SUBGROUP,
         matmul::SHARED,
-        matvec::KERNEL,
+        matvec::WORKGROUP,
+        matvec::LANE,
+        matvec::SUBGROUP,
+        matvec::BROADCAST,
         rms_norm::KERNEL,
         rope::KERNEL,
         attention::PREFILL,

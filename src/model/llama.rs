@@ -126,7 +126,7 @@ impl Llama {
         let loader = Loader::new(gpu, sources, quantize_head, &layout)?;
         let positions = layout.score.pages.max(layout.generate.pages) * PAGE;
         let rotary = gpu.upload("rotary table", &rotary_table(&config, positions))?;
-        let kernels = Kernels::new(gpu, &config, rotary)?;
+        let kernels = Kernels::new(gpu, &config, layout.kv, rotary)?;
         let scratch = Scratch::new(gpu, &config, layout.tokens, layout.tokens)?;
         let mut counters = Counters::default();
         counters.seconds.load = start.elapsed().as_secs_f64() - loader.seconds();
@@ -195,7 +195,7 @@ impl Llama {
             self.pool.clear();
             self.gpu.wait("a change of work")?;
             let pages = self.layout.share(work).pages;
-            self.caches = Some(Caches::new(&self.gpu, &self.config, work, pages, self.arms)?);
+            self.caches = Some(Caches::new(&self.gpu, &self.config, self.layout.kv, work, pages, self.arms)?);
         }
         let batches: Vec<&'a Batch> = match pass {
             Pass::Score(batches) => batches.iter().collect(),

@@ -9,8 +9,8 @@ use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernels::{
-    AttentionDecode, AttentionOperands, AttentionPrefill, Heads, MatOperands, Matmul, Matrix, Matvec,
-    NormOperands, RmsNorm, RmsNormForm, Rope, RopeOperands, Swiglu,
+    AttentionDecode, AttentionOperands, AttentionPrefill, Heads, KvFormat, MatOperands, Matmul, Matrix,
+    Matvec, NormOperands, RmsNorm, RmsNormForm, Rope, RopeOperands, Swiglu,
 };
 use crate::model::{PAGE, Phase};
 
@@ -31,12 +31,12 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    pub(super) fn new(gpu: &Gpu, config: &Config, rotary: Buffer) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, config: &Config, kv: KvFormat, rotary: Buffer) -> Result<Self> {
         Ok(Self {
             norm: RmsNorm::new(gpu, RmsNormForm::Plain, config.hidden_size)?,
-            rope: Rope::new(gpu)?,
-            prefill: AttentionPrefill::new(gpu, config.head_dim, PAGE)?,
-            decode: AttentionDecode::new(gpu, config.head_dim, PAGE)?,
+            rope: Rope::new(gpu, kv)?,
+            prefill: AttentionPrefill::new(gpu, config.head_dim, PAGE, kv)?,
+            decode: AttentionDecode::new(gpu, config.head_dim, PAGE, kv)?,
             swiglu: Swiglu::new(gpu)?,
             heads: Heads { queries: config.heads, kv: config.kv_heads, width: config.head_dim },
             rotary,

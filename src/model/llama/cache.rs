@@ -3,6 +3,7 @@
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu};
+use crate::kernels::KvFormat;
 use crate::model::{PAGE, Work};
 
 /// Keys and values of one layer, each `[slots, g, e]`.
@@ -22,8 +23,15 @@ pub(super) enum Caches {
 }
 
 impl Caches {
-    pub(super) fn new(gpu: &Gpu, config: &Config, work: Work, pages: usize, arms: usize) -> Result<Self> {
-        let bytes = Self::layer_bytes(config, pages) / 2;
+    pub(super) fn new(
+        gpu: &Gpu,
+        config: &Config,
+        format: KvFormat,
+        work: Work,
+        pages: usize,
+        arms: usize,
+    ) -> Result<Self> {
+        let bytes = Self::layer_bytes(config, format, pages) / 2;
         let kv = || Ok(Kv { keys: gpu.alloc("key cache", bytes)?, values: gpu.alloc("value cache", bytes)? });
         Ok(match work {
             Work::Score => Self::Score(kv()?),
@@ -50,7 +58,7 @@ impl Caches {
     }
 
     /// Bytes of keys and values of one layer.
-    pub(super) fn layer_bytes(config: &Config, pages: usize) -> u64 {
-        (2 * 4 * pages * PAGE * config.kv_heads * config.head_dim) as u64
+    pub(super) fn layer_bytes(config: &Config, format: KvFormat, pages: usize) -> u64 {
+        (2 * format.bytes() * pages * PAGE * config.kv_heads * config.head_dim) as u64
     }
 }

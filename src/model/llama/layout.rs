@@ -7,7 +7,7 @@ use super::scratch::Scratch;
 use super::{STATES_ALIGNED, Source};
 use crate::checkpoint::Config;
 use crate::error::Result;
-use crate::kernels::FoldState;
+use crate::kernels::{FoldState, KvFormat};
 use crate::model::{PAGE, Work};
 use crate::quant::Precision;
 
@@ -32,7 +32,7 @@ pub struct Share {
     pub pages: usize,
 }
 
-/// How a model lies in memory; no choice changes a result.
+/// How a model lies in memory; no choice but that of the cache's format changes a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Tokens in a batch, and wanted rows.
@@ -43,6 +43,8 @@ pub struct Layout {
     pub generate: Share,
     /// Where weights are between passes.
     pub residence: Residence,
+    /// How keys and values are kept: the one choice here that changes results.
+    pub kv: KvFormat,
     /// Whether residual streams wait in host memory between blocks.
     pub spill: bool,
     /// Rows of the head that are loaded together, a multiple of [`crate::kernels::FOLD_CHUNK`].
@@ -140,12 +142,12 @@ impl Sizes {
 
     /// Keys and values of `arms` arms with `pages` pages each.
     #[must_use]
-    pub fn cache(config: &Config, work: Work, pages: usize, arms: usize) -> u64 {
+    pub fn cache(config: &Config, kv: KvFormat, work: Work, pages: usize, arms: usize) -> u64 {
         let layers = match work {
             Work::Score => 1,
             Work::Generate => arms * config.layers,
         };
-        layers as u64 * Caches::layer_bytes(config, pages)
+        layers as u64 * Caches::layer_bytes(config, kv, pages)
     }
 
     /// The table of rotations for `pages` pages.

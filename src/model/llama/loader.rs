@@ -356,7 +356,7 @@ impl Loader {
         }
         let products = Products {
             matmul: Matmul::tuned(&self.gpu, matrix, launched.min(matrix.n), finish)?,
-            matvec: Matvec::new(&self.gpu, matrix.scheme, finish)?,
+            matvec: Matvec::tuned(&self.gpu, matrix, launched.min(matrix.n), finish)?,
         };
         self.products.insert(class, products.clone());
         Ok(products)
