@@ -237,7 +237,7 @@ fn a_matrix_larger_than_a_binding_lies_in_parts() {
         for matrix in &matrices {
             let mut commands = undertext::gpu::Commands::new();
             let operands = MatOperands { x: &x_buffer, bias: None, y: &y, t: 1, first_row: 0, n };
-            let matvec = Matvec::new(&gpu, matrix.scheme, Finish::default()).unwrap();
+            let matvec = Matvec::tuned(&gpu, matrix, n, Finish::default()).unwrap();
             matvec.record(&mut commands, matrix, operands);
             commands.submit(&gpu).unwrap();
             let y: Vec<f32> = gpu.read(&y, n).unwrap();
