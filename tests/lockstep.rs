@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use undertext::checkpoint::Checkpoint;
-use undertext::engine::{Budget, Engine, MemoryPlan, Needs, Observation, Options};
+use undertext::engine::{Ask, Budget, Engine, MemoryPlan, Needs, Observation, Options, Task};
 use undertext::gpu::{DeviceChoice, Gpu};
 use undertext::kernels::{Finish, MatOperands, Matvec, Packer, Stored};
 use undertext::model::{Layout, Llama, Lockstep, Pass, Residence, Source};
@@ -248,4 +248,37 @@ fn a_matrix_larger_than_a_binding_lies_in_parts() {
         }
     }
     assert_eq!(kernels::FOLD_CHUNK % 64, 0);
+}
+
+/// Run it under `/usr/bin/time -v` to see what the host holds: a software adapter's device memory is part of that.
+#[test]
+#[ignore = "needs the checkpoint that assets/wide/make.py writes: UNDERTEXT_WIDE=DIR"]
+fn wide_checkpoint_scores_in_a_gigabyte() {
+    let dir = std::env::var("UNDERTEXT_WIDE").expect("UNDERTEXT_WIDE names the checkpoint");
+    let checkpoint = Arc::new(Checkpoint::open(dir.as_ref()).unwrap());
+    let arms = [Precision::Full, INT4].map(|precision| source(&checkpoint, precision));
+    let ids: Vec<u32> = (0..257).map(|i| (i * i * 31 + 7 * i + 3) % 32_000).collect();
+    let tasks = [Task { tokens: ids, ask: Ask::Score }];
+    let gpu = Gpu::open(&DeviceChoice::Best).unwrap().with_watched_memory();
+    let gpu = Arc::new(gpu);
+    let budget = Budget { bytes: 1 << 30, source: "a test".to_owned(), binding: gpu.max_binding_bytes() };
+    for plan in MemoryPlan::choose(&arms, false, &Needs::of(&tasks), &budget, 0).unwrap() {
+        println!("{plan:#?}");
+        gpu.limit_uploads(plan.uploads);
+        let model = Llama::new(&gpu, &arms[plan.arms.clone()], false, plan.layout).unwrap();
+        let names = plan.arms.clone().map(|arm| arm.to_string()).collect();
+        let mut engine = Engine::new(names, model, Options::default());
+        for observations in engine.run(&tasks, &mut |_| Ok(())).unwrap() {
+            let observations = observations.unwrap();
+            let Observation::Scored { log_probs, .. } = &observations[0] else { unreachable!() };
+            let mean = log_probs.iter().sum::<f32>() / 256.0;
+            // Random weights: about as likely as any of the vocabulary.
+            assert_eq!(log_probs.len(), 256);
+            assert!((-12.0..-9.0).contains(&mean), "{mean}");
+            println!("mean log p {mean}");
+        }
+        println!("{:#?}", engine.counters());
+        let counters = engine.counters();
+        assert!(counters.peak_device_bytes.max(counters.peak_allocated_bytes) <= budget.bytes);
+    }
 }

@@ -93,6 +93,8 @@ fn json_has_the_stable_names() {
     let reason = recovery[2]["reason"].as_str().unwrap();
     assert!(reason.contains("of_gap_to_target: ") && !reason.contains("share_of"), "{reason}");
 
+    // Of the CPU pass there are none.
+    assert!(value.get("gpu_seconds").is_none() && value["gpu_timed_dispatches"] == 0);
     let counters = at(&value, "/counters");
     assert_eq!((&counters["tokens_scored"], &counters["peak_device_bytes"]), (&json!(120), &json!(100)));
     for name in

@@ -84,6 +84,7 @@ impl Record<'_> {
     fn report(&self, findings: &Findings) -> Report {
         let mut report = Report::new(findings, &self.device.info());
         report.kernels = self.device.kernels();
+        (report.gpu_seconds, report.gpu_timed_dispatches) = self.device.seconds();
         report.memory = self.arms.record();
         (self.relabel)(&mut report);
         report

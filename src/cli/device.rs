@@ -34,7 +34,7 @@ impl Device {
             None => &DeviceChoice::Best,
             Some(choice) => choice,
         };
-        let gpu = Gpu::open(choice)?.with_tuning(tuning, gpu::cache_folder().as_deref());
+        let gpu = Gpu::open(choice)?.with_tuning(tuning, gpu::cache_folder().as_deref()).with_profile(true);
         let gpu = if watched { gpu.with_watched_memory() } else { gpu };
         let info = gpu.info();
         if info.is_software() && *choice == DeviceChoice::Best {
@@ -58,6 +58,16 @@ impl Device {
         match self {
             Self::Cpu => BTreeMap::new(),
             Self::Gpu(gpu) => gpu.chosen_kernels(),
+        }
+    }
+
+    /// The device's own seconds by kernel so far, and the launches that these were measured on; none for the CPU pass
+    /// and for an adapter without a clock.
+    #[must_use]
+    pub fn seconds(&self) -> (BTreeMap<String, f64>, u64) {
+        match self {
+            Self::Cpu => (BTreeMap::new(), 0),
+            Self::Gpu(gpu) => (gpu.kernel_seconds(), gpu.timed_dispatches()),
         }
     }
 }

@@ -46,6 +46,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         Some(Observation::Generated { tokens, .. }) => tokens,
         _ => Vec::new(),
     };
+    let (gpu_seconds, gpu_timed_dispatches) = device.seconds();
     let generated = schema::Generated {
         text: tokenizer.decode(&token_ids)?,
         prompt_ids,
@@ -54,6 +55,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         precision: precision.name().to_owned(),
         scheme: precision.scheme(stored_scheme(&checkpoint)?).name().to_owned(),
         kernels: device.kernels(),
+        gpu_seconds,
+        gpu_timed_dispatches,
         memory: laid_out,
         counters: engine.counters().into(),
     };

@@ -8,6 +8,7 @@ use super::buffer::{Memory, Uploads};
 use super::choice::{self, DeviceChoice, DeviceInfo};
 use super::line::{Line, Sentinel};
 use super::memory;
+use super::profile::Profile;
 use super::shader::Pipeline;
 use super::tune::Tuner;
 use crate::error::{Error, Result};
@@ -29,6 +30,7 @@ pub struct Gpu {
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     pub(super) tuner: Tuner,
     pub(super) line: Mutex<Line>,
+    pub(super) profile: Profile,
     /// Held while the queue is handed work or waited for: wgpu-core 30 panics if one thread submits while
     /// another one's wait ends ("the current submission index should be at least the wait submission index").
     turn: Mutex<()>,
@@ -104,6 +106,7 @@ impl Gpu {
             pipelines: Mutex::default(),
             tuner: Tuner::default(),
             line: Mutex::default(),
+            profile: Profile::default(),
             turn: Mutex::default(),
             sentinel: OnceLock::new(),
             info,

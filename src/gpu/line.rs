@@ -184,6 +184,8 @@ impl Gpu {
             let start = line.done.map_or(piece.since, |done| done.max(piece.since));
             line.pace.observe(piece.work, now.saturating_duration_since(start), late);
             line.done = Some(now);
+            drop(line);
+            self.harvest();
         }
     }
 

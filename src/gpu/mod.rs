@@ -7,6 +7,7 @@ mod device;
 mod line;
 mod memory;
 mod pace;
+mod profile;
 mod shader;
 mod tune;
 

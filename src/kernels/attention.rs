@@ -170,9 +170,15 @@ fn cases(kernel: &'static str, decode: bool) -> Vec<Case> {
 fn case(kernel: &str, lengths: Vec<usize>, heads: Heads, decode: bool, timed: bool) -> Case {
     let pairs: usize = lengths.iter().map(|n| if decode { *n } else { n * (n + 1) / 2 }).sum();
     let Heads { queries, kv, width } = heads;
+    // Keys and values once for all queries of a group, q and out.
+    let kept: usize = lengths.iter().sum();
+    let moved = kv * kept + queries * if decode { lengths.len() } else { kept };
     Case {
         name: format!("{kernel}/ lengths={lengths:?} h={queries} g={kv} e={width}"),
-        work: Work::Flops((4 * pairs * queries * width) as u64),
+        work: Work::Both {
+            flops: (4 * pairs * queries * width) as u64,
+            bytes: 4 * (2 * width * moved) as u64,
+        },
         timed,
         prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, decode)),
     }

@@ -11,6 +11,7 @@ mod matmul;
 mod matrix;
 mod matvec;
 mod pack;
+pub mod peak;
 mod rms_norm;
 mod rope;
 mod sentinel;
@@ -70,5 +71,8 @@ pub fn registry() -> Vec<Kernel> {
         swiglu::KERNEL,
         fold::KERNEL,
         sentinel::KERNEL,
+        peak::FMA,
+        peak::READ,
+        peak::COPY,
     ]
 }

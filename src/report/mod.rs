@@ -18,7 +18,7 @@ use crate::metrics::Measured;
 use crate::model::Counters;
 
 impl Report {
-    /// The record of what was measured so far, without the kernels that a GPU chose.
+    /// The record of what was measured so far, without the kernels that a GPU chose and their times.
     #[must_use]
     pub fn new(findings: &Findings, device: &DeviceInfo) -> Self {
         let plan = &findings.plan;
@@ -42,6 +42,8 @@ impl Report {
                 .collect(),
             kernels: BTreeMap::new(),
             memory: Vec::new(),
+            gpu_seconds: BTreeMap::new(),
+            gpu_timed_dispatches: 0,
             counters: findings.counters.clone().into(),
         }
     }

@@ -36,6 +36,13 @@ pub struct Report {
     /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kernels: BTreeMap<String, String>,
+    /// Seconds by the device's own clock, by kernel, with those that packed weights and chose kernels; extrapolated from
+    /// `gpu_timed_dispatches`. Empty for the CPU pass and for adapters without a clock.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpu_seconds: BTreeMap<String, f64>,
+    /// Kernel launches that were timed.
+    #[serde(default)]
+    pub gpu_timed_dispatches: u64,
     /// How the arms lay in the device's memory, a group that ran in lockstep each; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory: Vec<Memory>,
@@ -330,6 +337,13 @@ pub struct Generated {
     /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kernels: BTreeMap<String, String>,
+    /// Seconds by the device's own clock, by kernel, with those that packed weights and chose kernels; extrapolated from
+    /// `gpu_timed_dispatches`. Empty for the CPU pass and for adapters without a clock.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpu_seconds: BTreeMap<String, f64>,
+    /// Kernel launches that were timed.
+    #[serde(default)]
+    pub gpu_timed_dispatches: u64,
     /// How the model lay in the device's memory; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory: Vec<Memory>,
