@@ -284,6 +284,46 @@ fn biases_are_used_where_they_are() {
     }
 }
 
+/// A cache of f16 changes logits by what rounding keys and values can, and nothing else about the pass.
+#[test]
+fn keys_and_values_are_kept_in_f16_if_asked() {
+    let ids = tokens(8, 60);
+    let load = |kv_f16| reference(CONFIG, &weights(), Precision::Full, false).with_kv_f16(kv_f16);
+    let plain = load(false).logits(&whole(&ids)).unwrap();
+    let rounded = load(true).logits(&whole(&ids)).unwrap();
+    assert_ne!(bits(&plain), bits(&rounded));
+    let range = plain.iter().fold(0.0_f32, |range, logit| range.max(logit.abs()));
+    for (a, b) in plain.iter().zip(&rounded) {
+        // A unit of f16 is 2^-11; two layers of peaky attention make a few dozen of it.
+        assert!((a - b).abs() <= range * 32.0 / 2048.0, "{a} in f32, {b} in f16");
+    }
+    // The first part once in the cache, the rest continues it bit for bit.
+    let (mut model, mut first, mut rest) = (load(true), whole(&ids), whole(&ids));
+    first.tokens.truncate(23);
+    first.places.truncate(23);
+    first.wanted.clear();
+    rest.tokens.drain(..23);
+    rest.places.drain(..23);
+    rest.wanted.truncate(37);
+    assert!(model.logits(&first).unwrap().is_empty());
+    assert_eq!(bits(&model.logits(&rest).unwrap()), bits(&rounded[23 * VOCAB..]));
+}
+
+#[test]
+fn a_batch_does_not_depend_on_the_threads() {
+    let batch = whole(&tokens(9, 75));
+    for precision in [Precision::Full, Precision::Quantized(Scheme::Int4 { group: 32 })] {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut model = reference(CONFIG, &weights(), precision, false);
+                (bits(&model.logits(&batch).unwrap()), model.forward(&batch).unwrap())
+            })
+        };
+        assert_eq!(run(1), run(3), "{precision}");
+    }
+}
+
 #[test]
 fn missing_tensors_are_named() {
     for missing in [
