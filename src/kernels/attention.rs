@@ -15,6 +15,9 @@ const WG: u32 = 64;
 /// Lanes that share a query; `attention_decode.wgsl` has the same number.
 const DECODE_LANES: usize = 8;
 
+/// Lanes of a subgroup that share out a key or a value: the largest number that the device's smallest subgroup has.
+const SUBGROUP_LANES: [u32; 2] = [4, 8];
+
 /// A place is four u32.
 const PLACE_BYTES: usize = 16;
 
@@ -27,13 +30,24 @@ pub(super) const PREFILL: Kernel = Kernel {
     name: "attention_prefill",
     sources: || forms(prefill_source),
     params: Params::layout,
-    cases: || cases("attention_prefill", false),
+    cases: || cases("attention_prefill", Variant::Prefill),
+};
+pub(super) const PREFILL_SUBGROUP: Kernel = Kernel {
+    name: "attention_prefill_subgroup",
+    sources: || {
+        SUBGROUP_LANES
+            .into_iter()
+            .flat_map(|n| forms(move |e, page, kv| subgroup_source(e, page, kv, n)))
+            .collect()
+    },
+    params: Params::layout,
+    cases: || cases("attention_prefill_subgroup", Variant::PrefillSubgroup),
 };
 pub(super) const DECODE: Kernel = Kernel {
     name: "attention_decode",
     sources: || forms(decode_source),
     params: Params::layout,
-    cases: || cases("attention_decode", true),
+    cases: || cases("attention_decode", Variant::Decode),
 };
 
 /// Every width and cache format.
@@ -44,6 +58,14 @@ fn forms(source: impl Fn(usize, usize, KvFormat) -> Source + Copy) -> Vec<Source
 fn prefill_source(width: usize, page: usize, format: KvFormat) -> Source {
     let name = format!("attention_prefill/{} e={width}", format.name());
     linked(plain(name, file!("attention_prefill.wgsl")), width, page, format)
+}
+
+fn subgroup_source(width: usize, page: usize, format: KvFormat, lanes: u32) -> Source {
+    let name = format!("attention_prefill_subgroup/{} e={width} lanes={lanes}", format.name());
+    let mut source = linked(plain(name, file!("attention_prefill_subgroup.wgsl")), width, page, format);
+    source.consts.push(("LANES", lanes));
+    source.needs_subgroups = true;
+    source
 }
 
 fn decode_source(width: usize, page: usize, format: KvFormat) -> Source {
@@ -111,9 +133,21 @@ impl Operands<'_> {
     }
 }
 
+/// What a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    Prefill,
+    PrefillSubgroup,
+    Decode,
+}
+
 /// Attention of many tokens a sequence.
+///
+/// Where the device has subgroups, their lanes hold keys and values for each other; elsewhere a lane loads what
+/// it needs. The two differ in the last bits; a device always runs the same one.
 #[derive(Clone, Debug)]
 pub struct AttentionPrefill {
+    subgroups: bool,
     pipeline: Arc<Pipeline>,
 }
 
@@ -124,12 +158,29 @@ impl AttentionPrefill {
     ///
     /// If the shader does not compile.
     pub fn new(gpu: &Gpu, width: usize, page: usize, format: KvFormat) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&prefill_source(width, page, format))? })
+        Self::in_form(gpu, width, page, format, gpu.has_subgroups())
+    }
+
+    fn in_form(gpu: &Gpu, width: usize, page: usize, format: KvFormat, subgroups: bool) -> Result<Self> {
+        let smallest = gpu.info().subgroups[0];
+        let lanes = SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
+        let source = match lanes {
+            Some(lanes) if subgroups => subgroup_source(width, page, format, lanes),
+            _ => prefill_source(width, page, format),
+        };
+        Ok(Self { subgroups, pipeline: gpu.pipeline(&source)? })
     }
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        let grid = |t: usize| Grid::plane(t.div_ceil(WG as usize), operands.heads.queries);
+        let Heads { queries, kv, .. } = operands.heads;
+        let grid = |t: usize| {
+            if self.subgroups {
+                Grid::plane((t * (queries / kv)).div_ceil(WG as usize), kv)
+            } else {
+                Grid::plane(t.div_ceil(WG as usize), queries)
+            }
+        };
         operands.record(commands, &self.pipeline, grid);
     }
 }
@@ -157,14 +208,15 @@ impl AttentionDecode {
     }
 }
 
-fn cases(kernel: &'static str, decode: bool) -> Vec<Case> {
+fn cases(kernel: &'static str, variant: Variant) -> Vec<Case> {
+    let decode = variant == Variant::Decode;
     // Tokens in the cache of each sequence; all of them are queries in prefill, the last in decode.
     let lengths: [&[usize]; 4] = [&[1], &[5, 17, 1], &[70, 3, 129], &[33, 64]];
     let heads = [(1, 1, 8), (4, 2, 24), (6, 3, 64), (2, 1, 256)];
     let mut cases = Vec::new();
     for format in KvFormat::ALL {
         let case = |lengths, queries, kv, width, timed| {
-            case(kernel, lengths, Heads { queries, kv, width }, format, decode, timed)
+            case(kernel, lengths, Heads { queries, kv, width }, format, variant, timed)
         };
         for (lengths, (queries, kv, width)) in lengths.into_iter().zip(heads) {
             cases.push(case(lengths.to_vec(), queries, kv, width, false));
@@ -181,9 +233,10 @@ fn case(
     lengths: Vec<usize>,
     heads: Heads,
     format: KvFormat,
-    decode: bool,
+    variant: Variant,
     timed: bool,
 ) -> Case {
+    let decode = variant == Variant::Decode;
     let pairs: usize = lengths.iter().map(|n| if decode { *n } else { n * (n + 1) / 2 }).sum();
     let Heads { queries, kv, width } = heads;
     // Keys and values once for all queries of a group, q and out.
@@ -196,14 +249,21 @@ fn case(
             bytes: (2 * width * (format.bytes() * kv * kept + 4 * queries * asked)) as u64,
         },
         timed,
-        prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, format, decode)),
+        prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, format, variant)),
     }
 }
 
 /// A small page makes block tables matter.
 const PAGE: usize = 4;
 
-fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, format: KvFormat, decode: bool) -> Result<Prepared> {
+fn prepare(
+    gpu: &Gpu,
+    lengths: &[usize],
+    heads: Heads,
+    format: KvFormat,
+    variant: Variant,
+) -> Result<Prepared> {
+    let decode = variant == Variant::Decode;
     // Pages of the sequences interleaved and in reverse.
     let pages: usize = lengths.iter().map(|n| n.div_ceil(PAGE)).sum();
     let mut free: Vec<u32> = (0..pages).map(small).collect();
@@ -241,7 +301,7 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, format: KvFormat, decode:
         want
     };
     let outputs = vec![Output { name: "out", buffer: out.clone(), want: Box::new(want) }];
-    let prefill = AttentionPrefill::new(gpu, width, PAGE, format)?;
+    let prefill = AttentionPrefill::in_form(gpu, width, PAGE, format, variant == Variant::PrefillSubgroup)?;
     let decoder = AttentionDecode::new(gpu, width, PAGE, format)?;
     let record = move |commands: &mut Commands| {
         let operands = Operands {

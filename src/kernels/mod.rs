@@ -73,6 +73,7 @@ pub fn registry() -> Vec<Kernel> {
         rms_norm::KERNEL,
         rope::KERNEL,
         attention::PREFILL,
+        attention::PREFILL_SUBGROUP,
         attention::DECODE,
         swiglu::KERNEL,
         fold::KERNEL,
