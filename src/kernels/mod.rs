@@ -5,6 +5,7 @@
 
 mod attention;
 mod case;
+mod family;
 mod fold;
 mod link;
 mod matmul;
@@ -20,9 +21,10 @@ mod tune;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
+pub use family::Family;
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
-pub use matmul::{Family, Finish, Matmul, Operands as MatOperands};
+pub use matmul::{Finish, Matmul, Operands as MatOperands};
 pub use matrix::{Matrix, Part};
 pub use matvec::Matvec;
 pub use pack::{Packer, Stored};
@@ -56,12 +58,9 @@ impl Kernel {
 /// All kernels.
 #[must_use]
 pub fn registry() -> Vec<Kernel> {
-    vec![
-        pack::SCALES,
-        pack::CODES,
-        matmul::REGISTER,
-        matmul::SUBGROUP,
-        matmul::SHARED,
+    let mut kernels = vec![pack::SCALES, pack::CODES];
+    kernels.extend(matmul::KERNELS);
+    kernels.extend([
         matvec::KERNEL,
         rms_norm::KERNEL,
         rope::KERNEL,
@@ -70,5 +69,6 @@ pub fn registry() -> Vec<Kernel> {
         swiglu::KERNEL,
         fold::KERNEL,
         sentinel::KERNEL,
-    ]
+    ]);
+    kernels
 }
