@@ -9,7 +9,7 @@
 // workgroups of 64 lanes, 16 along n by 4 along t; a lane owns 4 columns of y for 8 tokens. Each
 // element is summed in f32 over k in order, eight products at a time.
 //
-// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::matmul. Links common/product.wgsl,
+// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::family. Links common/product.wgsl,
 // common/oct.wgsl, common/tile.wgsl and a format. f64 twin: kernels::matmul.
 
 // The body is written for these.

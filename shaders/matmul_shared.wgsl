@@ -10,7 +10,7 @@
 // quads of tokens, half a tile apart. The tile goes along k in steps of 32; rows, columns and tokens lie
 // in fours. Each element is summed in f32 over k in order, eight products at a time.
 //
-// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::matmul. Links common/product.wgsl,
+// ROWS, TOKENS, ROW_LANES and TOKEN_LANES come from kernels::family. Links common/product.wgsl,
 // common/oct.wgsl, common/tile.wgsl and a format. f64 twin: kernels::matmul.
 
 // The body is written for these.

@@ -6,24 +6,14 @@
 //   y        [t, n]  f32
 //
 // Row `first_row` of the matrix gives the first column of y. Grid: (ceil(n / 256), ceil(t / 16))
-// workgroups of 64 lanes, all along n; a lane owns 4 columns of y for 16 tokens. An eight of 16 tokens
-// is 32 quads: the first LANES lanes of a subgroup hold 32 / LANES of them each and hand them to all.
-// Lanes after those hold the same again, so subgroups may have any size from LANES up, and differ. Each
-// element is summed in f32 over k in order, eight products at a time.
+// workgroups of 64 lanes, all along n; a lane owns 4 columns of y for 16 tokens. Each element is summed
+// in f32 over k in order, eight products at a time.
 //
-// ROWS, TOKENS, ROW_LANES, TOKEN_LANES and LANES come from kernels::matmul. Links common/product.wgsl,
-// common/oct.wgsl, common/tile.wgsl and a format. f64 twin: kernels::matmul.
+// ROWS, TOKENS, ROW_LANES, TOKEN_LANES and LANES come from kernels::family. Links common/product.wgsl,
+// common/held.wgsl, common/oct.wgsl, common/tile.wgsl and a format. f64 twin: kernels::matmul.
 
 // The body is written for these.
 const_assert ROWS == 4u && TOKENS == 16u && TOKEN_LANES == 1u;
-
-// Quads of x that a lane holds.
-const HELD: u32 = 2u * TOKENS / LANES;
-
-// Where quad `index` of the token block's first eight is in x; past the edge the last token's.
-fn place(token: u32, index: u32) -> u32 {
-    return min(token + index / 2u, params.t - 1u) * (params.k / 4u) + index % 2u;
-}
 
 @compute @workgroup_size(ROW_LANES)
 fn main(

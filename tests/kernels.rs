@@ -139,7 +139,7 @@ fn families_of_matmul_give_the_same_bits_on_these_adapters() {
         |name| registry().into_iter().find(|kernel| kernel.name == name).map(|k| (k, (k.cases)())).unwrap();
     let (_, register) = cases("matmul");
     for gpu in adapters::all() {
-        for name in ["matmul_subgroup", "matmul_shared"] {
+        for name in ["matmul_subgroup", "matmul_subgroup_16x8", "matmul_subgroup_32x4", "matmul_shared"] {
             let (kernel, others) = cases(name);
             assert_eq!(register.len(), others.len());
             for (register, other) in register.iter().zip(&others).filter(|_| kernel.runs_on(gpu)) {

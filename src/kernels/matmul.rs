@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::case::{noise, rounding, unwritten};
-use super::link::{file, params, plain};
+use super::family::Family;
+use super::link::{file, params};
 use super::pack::{Packer, Stored, awkward_weights, small, stored};
 use super::split::{moving, token_ranges};
 use super::{Case, Kernel, Matrix, Output, Prepared, Want, Work};
@@ -14,25 +15,10 @@ use crate::quant::{self, Scheme};
 /// What all products declare alike.
 pub(super) const PRODUCT: (&str, &str) = file!("common/product.wgsl");
 
-/// How many lanes of a subgroup share out the activations: the largest number that the device's smallest
-/// subgroup has.
-const SUBGROUP_LANES: [u32; 3] = [4, 8, 32];
-
 params!(
     /// Of `common/product.wgsl`, which all families and `matvec.wgsl` link.
     Params { t: u32, n: u32, k: u32, first_row: u32, stride: u32, first_column: u32 }
 );
-
-/// How operands travel to the lanes that multiply them. All families add up in the same order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// Every lane loads what it needs: the safe default.
-    Register,
-    /// A subgroup's lanes hold parts of x and hand them to each other; needs subgroups.
-    Subgroup,
-    /// A workgroup shares tiles of both operands in its memory.
-    Shared,
-}
 
 /// What a kernel of `y = x W^T` does with a sum before it stores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -68,113 +54,46 @@ impl Finish {
     }
 }
 
-/// What a lane and a workgroup compute; the shaders get the numbers as constants.
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    /// Columns of y, and tokens, a lane.
-    rows: u32,
-    tokens: u32,
-    /// Lanes along each.
-    row_lanes: u32,
-    token_lanes: u32,
+/// The kernels of the families.
+pub(super) const KERNELS: [Kernel; 5] = [
+    Kernel {
+        name: "matmul",
+        sources: || forms(Family::Register),
+        params: Params::layout,
+        cases: || cases(Family::Register),
+    },
+    Kernel {
+        name: "matmul_subgroup",
+        sources: || forms(Family::Subgroup),
+        params: Params::layout,
+        cases: || cases(Family::Subgroup),
+    },
+    Kernel {
+        name: "matmul_subgroup_16x8",
+        sources: || forms(Family::Subgroup16x8),
+        params: Params::layout,
+        cases: || cases(Family::Subgroup16x8),
+    },
+    Kernel {
+        name: "matmul_subgroup_32x4",
+        sources: || forms(Family::Subgroup32x4),
+        params: Params::layout,
+        cases: || cases(Family::Subgroup32x4),
+    },
+    Kernel {
+        name: "matmul_shared",
+        sources: || forms(Family::Shared),
+        params: Params::layout,
+        cases: || cases(Family::Shared),
+    },
+];
+
+/// One of them, for what all of them and `matvec.wgsl` declare alike.
+pub(super) const REGISTER: Kernel = KERNELS[0];
+
+fn forms(family: Family) -> Vec<Source> {
+    Scheme::ALL.into_iter().flat_map(|scheme| family.sources(scheme)).collect()
 }
-
-impl Family {
-    /// All of them; the safe default first.
-    pub const ALL: [Self; 3] = [Self::Register, Self::Subgroup, Self::Shared];
-
-    /// Its name in records and in the tuner's file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Register => "register",
-            Self::Subgroup => "subgroup",
-            Self::Shared => "shared",
-        }
-    }
-
-    /// Whether the device has what it needs.
-    #[must_use]
-    pub fn runs_on(self, gpu: &Gpu) -> bool {
-        self != Self::Subgroup || gpu.has_subgroups()
-    }
-
-    /// The table of tile sizes.
-    fn tile(self) -> Tile {
-        match self {
-            Self::Register => Tile { rows: 4, tokens: 8, row_lanes: 16, token_lanes: 4 },
-            Self::Subgroup => Tile { rows: 4, tokens: 16, row_lanes: 64, token_lanes: 1 },
-            Self::Shared => Tile { rows: 4, tokens: 8, row_lanes: 16, token_lanes: 8 },
-        }
-    }
-
-    /// Every form of its kernel for `scheme`.
-    fn sources(self, scheme: Scheme) -> Vec<Source> {
-        let lanes: &[u32] = if self == Self::Subgroup { &SUBGROUP_LANES } else { &[0] };
-        let forms = lanes.iter().flat_map(|lanes| Finish::ALL.map(|finish| (*lanes, finish)));
-        forms.map(|(lanes, finish)| self.source(scheme, finish, lanes)).collect()
-    }
-
-    /// Its kernel, for subgroups of at least `lanes`.
-    fn source(self, scheme: Scheme, finish: Finish, lanes: u32) -> Source {
-        let finish_name = finish.suffix();
-        let (name, file) = match self {
-            Self::Register => (format!("matmul/{scheme}{finish_name}"), file!("matmul.wgsl")),
-            Self::Subgroup => {
-                let name = format!("matmul_subgroup/{scheme}{finish_name} lanes={lanes}");
-                (name, file!("matmul_subgroup.wgsl"))
-            }
-            Self::Shared => (format!("matmul_shared/{scheme}{finish_name}"), file!("matmul_shared.wgsl")),
-        };
-        let mut source = plain(name, file).with_format(scheme);
-        source.parts.extend([PRODUCT, file!("common/tile.wgsl")]);
-        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
-        source.consts.extend([
-            ("ROWS", rows),
-            ("TOKENS", tokens),
-            ("ROW_LANES", row_lanes),
-            ("TOKEN_LANES", token_lanes),
-        ]);
-        if self == Self::Subgroup {
-            source.needs_subgroups = true;
-            source.consts.push(("LANES", lanes));
-        }
-        source.overrides.extend(finish.overrides());
-        source
-    }
-
-    /// Its kernel as the device runs it.
-    pub(super) fn source_on(self, gpu: &Gpu, scheme: Scheme, finish: Finish) -> Source {
-        let smallest = gpu.info().subgroups[0];
-        let lanes = SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
-        self.source(scheme, finish, lanes.unwrap_or(SUBGROUP_LANES[0]))
-    }
-
-    /// Workgroups for `n` columns of `t` tokens.
-    fn grid(self, n: usize, t: usize) -> Grid {
-        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
-        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil((tokens * token_lanes) as usize))
-    }
-}
-
-pub(super) const REGISTER: Kernel = Kernel {
-    name: "matmul",
-    sources: || Scheme::ALL.into_iter().flat_map(|scheme| Family::Register.sources(scheme)).collect(),
-    params: Params::layout,
-    cases: || cases("matmul", Family::Register),
-};
-pub(super) const SUBGROUP: Kernel = Kernel {
-    name: "matmul_subgroup",
-    sources: || Scheme::ALL.into_iter().flat_map(|scheme| Family::Subgroup.sources(scheme)).collect(),
-    params: Params::layout,
-    cases: || cases("matmul_subgroup", Family::Subgroup),
-};
-pub(super) const SHARED: Kernel = Kernel {
-    name: "matmul_shared",
-    sources: || Scheme::ALL.into_iter().flat_map(|scheme| Family::Shared.sources(scheme)).collect(),
-    params: Params::layout,
-    cases: || cases("matmul_shared", Family::Shared),
-};
 
 /// `y = x W^T (+ bias)` for many rows of x.
 #[derive(Clone, Debug)]
@@ -262,19 +181,27 @@ impl Matmul {
     }
 }
 
-fn cases(kernel: &str, family: Family) -> Vec<Case> {
-    // A value passes the dequantizing product, a chain of eight products and the sum of the eights.
-    shapes(
-        kernel,
-        move |gpu, problem| {
-            problem.prepare(gpu, 8 + problem.k / 8, move |gpu, scheme, finish| {
-                let kernel = Matmul::new(gpu, family, scheme, finish)?;
-                Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
-            })
-        },
-        &[(1, 1, 8), (33, 65, 72), (8, 4, 256), (70, 31, 136), (31, 130, 1000), (17, 257, 64)],
-        (128, 512, 512),
-    )
+fn cases(family: Family) -> Vec<Case> {
+    let shapes = |ragged, large| {
+        shapes(
+            family.kernel(),
+            move |gpu, problem| {
+                // A value passes the dequantizing product, a chain of eight products and the sum of the eights.
+                problem.prepare(gpu, 8 + problem.k / 8, move |gpu, scheme, finish| {
+                    let kernel = Matmul::new(gpu, family, scheme, finish)?;
+                    Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
+                })
+            },
+            ragged,
+            large,
+        )
+    };
+    let ragged = &[(1, 1, 8), (33, 65, 72), (8, 4, 256), (70, 31, 136), (31, 130, 1000), (17, 257, 64)];
+    // A square matrix, one with more rows than columns and one with fewer.
+    let mut cases = shapes(ragged, (128, 512, 512));
+    cases.extend(shapes(&[], (64, 1536, 576)));
+    cases.extend(shapes(&[], (64, 576, 1536)));
+    cases
 }
 
 /// How a wrapper records one launch.

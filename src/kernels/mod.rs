@@ -6,6 +6,7 @@
 mod attention;
 mod cache;
 mod case;
+mod family;
 mod fold;
 mod link;
 mod matmul;
@@ -24,9 +25,10 @@ mod tune_decode;
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use cache::KvFormat;
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
+pub use family::Family;
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
-pub use matmul::{Family, Finish, Matmul, Operands as MatOperands};
+pub use matmul::{Finish, Matmul, Operands as MatOperands};
 pub use matrix::{Matrix, Part};
 pub use matvec::{Matvec, MatvecFamily};
 pub use pack::{Packer, Stored};
@@ -60,12 +62,9 @@ impl Kernel {
 /// All kernels.
 #[must_use]
 pub fn registry() -> Vec<Kernel> {
-    vec![
-        pack::SCALES,
-        pack::CODES,
-        matmul::REGISTER,
-        matmul::SUBGROUP,
-        matmul::SHARED,
+    let mut kernels = vec![pack::SCALES, pack::CODES];
+    kernels.extend(matmul::KERNELS);
+    kernels.extend([
         matvec::WORKGROUP,
         matvec::LANE,
         matvec::SUBGROUP,
@@ -81,5 +80,6 @@ pub fn registry() -> Vec<Kernel> {
         peak::FMA,
         peak::READ,
         peak::COPY,
-    ]
+    ]);
+    kernels
 }

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use super::Matrix;
 use super::case::noise;
-use super::matmul::{Family, Finish, Matmul, Operands};
+use super::family::Family;
+use super::matmul::{Finish, Matmul, Operands};
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu};
 
