@@ -45,7 +45,7 @@ pub(crate) fn bench(criterion: &mut Criterion, gpu: &Gpu, roofline: &Roofline) {
                 (0..copies).map(|_| (case.prepare)(gpu).expect("a checked case")).collect()
             };
             let samples = Samples::default();
-            let label = case.name.split_once('/').map_or(case.name.as_str(), |(_, label)| label);
+            let label = case.name.split_once('/').map_or(case.name.as_str(), |(_, label)| label.trim_start());
             group.bench_function(BenchmarkId::from_parameter(label), |bencher| {
                 let prepared = prepared.get_or_init(prepare);
                 bencher.iter_custom(|iterations| samples.note(run(gpu, prepared, iterations), iterations));
