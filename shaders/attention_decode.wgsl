@@ -1,8 +1,8 @@
 // Causal attention with grouped KV heads, one new token a sequence.
 //
 //   q        [t, h, e]      f32, turned
-//   cache_k  [slots, g, e]  f32
-//   cache_v  [slots, g, e]  f32
+//   cache_k  [slots, g, e]  in the cache format
+//   cache_v  [slots, g, e]  in the cache format
 //   table    [pages]        u32, the pages of every sequence
 //   places   [t]            position, slot, first table entry of each token
 //   out      [t, h, e]      f32
@@ -12,7 +12,7 @@
 // of a query walks positions l, l + 8, ... with a running maximum of its own; then the lanes' sums are
 // brought to their common maximum and added in order, eight quads at a time, lane j taking quad j.
 //
-// Links common/attention.wgsl, common/index.wgsl and `const QUADS` = e / 4. f64 twin: kernels::attention.
+// Links common/attention.wgsl, a cache format, common/index.wgsl and `const QUADS` = e / 4. f64 twin: kernels::attention.
 
 // Lanes a query; kernels::attention has the same number.
 const LANES: u32 = 8u;
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let base = (slot * params.kv_heads + kv_head) * QUADS;
         var products = vec4<f32>();
         for (var i = 0u; i < QUADS; i += 1u) {
-            products += query[i] * cache_k[base + i];
+            products += query[i] * from_cache(cache_k[base + i]);
         }
         let score = dot(products, vec4<f32>(1.0));
         if score > top {
@@ -61,7 +61,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         let p = exp(score - top);
         weight += p;
         for (var i = 0u; i < QUADS; i += 1u) {
-            sum[i] += p * cache_v[base + i];
+            sum[i] += p * from_cache(cache_v[base + i]);
         }
     }
     states[lane] = vec2<f32>(top, weight);

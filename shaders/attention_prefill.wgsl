@@ -1,8 +1,8 @@
 // Causal attention with grouped KV heads, many tokens a sequence.
 //
 //   q        [t, h, e]      f32, turned
-//   cache_k  [slots, g, e]  f32
-//   cache_v  [slots, g, e]  f32
+//   cache_k  [slots, g, e]  in the cache format
+//   cache_v  [slots, g, e]  in the cache format
 //   table    [pages]        u32, the pages of every sequence
 //   places   [t]            position, slot, first table entry of each token
 //   out      [t, h, e]      f32
@@ -12,7 +12,7 @@
 // in order with a running maximum (online softmax, arXiv 1805.02867), so that a token's result
 // depends on nothing but its sequence.
 //
-// Links common/attention.wgsl and `const QUADS` = e / 4. f64 twin: kernels::attention.
+// Links common/attention.wgsl, a cache format and `const QUADS` = e / 4. f64 twin: kernels::attention.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             let base = ((slot + j) * params.kv_heads + kv_head) * QUADS;
             var products = vec4<f32>();
             for (var i = 0u; i < QUADS; i += 1u) {
-                products += query[i] * cache_k[base + i];
+                products += query[i] * from_cache(cache_k[base + i]);
             }
             let score = dot(products, vec4<f32>(1.0));
             if score > top {
@@ -56,7 +56,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             let p = exp(score - top);
             weight += p;
             for (var i = 0u; i < QUADS; i += 1u) {
-                sum[i] += p * cache_v[base + i];
+                sum[i] += p * from_cache(cache_v[base + i]);
             }
         }
     }

@@ -193,6 +193,17 @@ pub enum Error {
         report: String,
     },
 
+    /// A model does not fit the memory it may use, however it is laid out.
+    #[error("{needed} bytes of device memory are needed at least, there are {budget} ({source_of_budget})")]
+    MemoryTooSmall {
+        /// Bytes that the smallest layout takes.
+        needed: u64,
+        /// Bytes that may be used.
+        budget: u64,
+        /// Where that number comes from.
+        source_of_budget: String,
+    },
+
     /// The device or its driver refused or lost a piece of work.
     #[error("the device failed during {during}: {report}")]
     Device {
@@ -278,6 +289,7 @@ impl Error {
             | Self::DeviceLimit { .. }
             | Self::CacheTooSmall { .. }
             | Self::OutOfMemory { .. }
+            | Self::MemoryTooSmall { .. }
             | Self::Device { .. }
             | Self::Shader { .. } => 4,
             Self::Write { .. }

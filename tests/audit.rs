@@ -1,12 +1,13 @@
 //! The audit over scripted answers: recovery, PrivLeak's reference, and what is left of a run that fails.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use undertext::audit::{ArmInfo, Audit, Findings, Model, Needs, Plan, Reference, Request, Role, Watch};
-use undertext::checkpoint::Checkpoint;
+use undertext::audit::{ArmInfo, Audit, Findings, Model, OpenArms, Plan, Reference, Request, Role, Watch};
+use undertext::engine::Options;
 use undertext::metrics::Measured;
 use undertext::metrics::membership::Corpus;
-use undertext::model::{Batch, Capacity, Counters, Folded, Forward};
+use undertext::model::{Batch, Capacity, Counters, Each, Folded, Forward, Lockstep, Source};
 use undertext::quant::{Precision, Scheme};
 use undertext::{Error, Result};
 
@@ -65,26 +66,68 @@ impl Forward for Script {
 #[derive(Default)]
 struct Told {
     arms: Vec<String>,
-    last_task: usize,
+    answered: usize,
+    smaller: usize,
     measured: Vec<usize>,
 }
 
 impl Watch for Told {
-    fn arm(&mut self, arm: ArmInfo<'_>) {
-        assert_eq!(arm.index, self.arms.len());
-        assert_eq!(arm.tasks, 34, "10 continuations, 2 x 10 questions, 4 texts");
-        self.arms.push(format!("{}@{}", arm.model.name, arm.precision));
+    fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize) {
+        assert_eq!(tasks, 34, "10 continuations, 2 x 10 questions, 4 texts");
+        // Those that are asked again replace what was said of them.
+        assert!(first == self.arms.len() || (self.smaller > 0 && first < self.arms.len()));
+        assert!(first + arms.len() <= total);
+        self.arms.truncate(first);
+        self.arms.extend(arms.iter().map(|arm| format!("{}@{}", arm.model.name, arm.precision)));
+        self.answered = 0;
     }
 
-    fn task(&mut self, done: usize) {
-        self.last_task = done;
+    fn answered(&mut self, done: usize) {
+        assert_eq!(done, self.answered + 1);
+        self.answered = done;
+    }
+
+    fn smaller(&mut self, _: &Error) {
+        self.smaller += 1;
     }
 
     fn measured(&mut self, findings: &Findings) -> Result<()> {
-        assert_eq!(self.last_task, 34);
         self.measured.push(findings.arms.len());
         Ok(())
     }
+}
+
+/// How one arm is opened, by its model's name.
+type Open = dyn Fn(&str, Precision) -> Result<Script>;
+
+/// Arms in groups of a fixed size.
+struct Groups<'a> {
+    sources: Vec<Source>,
+    size: usize,
+    open: &'a Open,
+    /// How often batches were to be halved.
+    halvings: Vec<u32>,
+}
+
+impl OpenArms for Groups<'_> {
+    fn part(&mut self, arms: Range<usize>, halvings: u32) -> Result<Vec<Range<usize>>> {
+        self.halvings.push(halvings);
+        Ok(arms.clone().step_by(self.size).map(|first| first..arms.end.min(first + self.size)).collect())
+    }
+
+    fn open(&mut self, arms: Range<usize>) -> Result<Box<dyn Lockstep>> {
+        let open = |source: &Source| {
+            let name = source.checkpoint.path().file_name().unwrap().to_str().unwrap();
+            (self.open)(name, source.precision)
+        };
+        Ok(Box::new(Each(self.sources[arms].iter().map(open).collect::<Result<Vec<_>>>()?)))
+    }
+}
+
+/// What comes of an audit whose arms run in groups of `size`.
+fn ask(audit: &Audit, size: usize, open: &Open, told: &mut Told) -> (Findings, Result<()>) {
+    let mut groups = Groups { sources: audit.sources(), size, open, halvings: Vec::new() };
+    audit.run(&mut groups, Options::default(), told)
 }
 
 fn request(family: &Family) -> Request {
@@ -111,14 +154,13 @@ fn script(name: &str, precision: Precision) -> Script {
     }
 }
 
-fn open(checkpoint: &Checkpoint, precision: Precision, _: Needs) -> Result<Box<dyn Forward>> {
-    let name = checkpoint.path().file_name().unwrap().to_str().unwrap();
-    Ok(Box::new(script(name, precision)))
+fn open(name: &str, precision: Precision) -> Result<Script> {
+    Ok(script(name, precision))
 }
 
 fn run(request: Request) -> Findings {
     let audit = Audit::open(Plan::new(request).unwrap()).unwrap();
-    let (findings, result) = audit.run(&mut open, &mut Told::default());
+    let (findings, result) = ask(&audit, 2, &open, &mut Told::default());
     result.unwrap();
     findings
 }
@@ -161,14 +203,16 @@ fn recovery_names_its_denominators() {
 fn counters_add_up_and_the_watcher_hears_of_every_arm() {
     let family = Family::new(&["target", "npo"]);
     let audit = Audit::open(Plan::new(request(&family)).unwrap()).unwrap();
+    let headers: u64 =
+        audit.sources().iter().step_by(3).map(|source| source.checkpoint.tensors().header_bytes()).sum();
     let mut told = Told::default();
-    let (findings, result) = audit.run(&mut open, &mut told);
+    let (findings, result) = ask(&audit, 4, &open, &mut told);
     result.unwrap();
     let arms = ["target@fp16", "target@int8", "target@int4-g128", "npo@fp16", "npo@int8", "npo@int4-g128"];
     assert_eq!(told.arms, arms);
-    assert_eq!(told.measured, [1, 2, 3, 4, 5, 6]);
-    let counters = findings.counters();
-    assert_eq!((counters.weight_passes, counters.peak_device_bytes), (6, 7));
+    assert_eq!(told.measured, [4, 6], "a group of four arms, and the rest");
+    let counters = &findings.counters;
+    assert_eq!((counters.weight_passes, counters.peak_device_bytes, counters.disk_bytes), (6, 7, headers));
     // Four words a text; a generation is a word and the end.
     assert_eq!(counters.tokens_scored, 6 * 4 * 4);
     // Forget and retain questions are the same texts here, so they are asked once.
@@ -206,13 +250,13 @@ fn what_was_measured_outlives_a_failure() {
     let family = Family::new(&["target", "npo", "retrain"]);
     let plan = Plan::new(Request { retrain: Some(family.path("retrain")), ..request(&family) }).unwrap();
     let audit = Audit::open(plan).unwrap();
-    let mut failing = |checkpoint: &Checkpoint, precision, needs| {
-        if checkpoint.path().ends_with("npo") && precision == INT4 {
+    let failing = |name: &str, precision| {
+        if name == "npo" && precision == INT4 {
             return Err(Error::Device { during: "loading".to_owned(), report: "it is gone".to_owned() });
         }
-        open(checkpoint, precision, needs)
+        open(name, precision)
     };
-    let (findings, result) = audit.run(&mut failing, &mut Told::default());
+    let (findings, result) = ask(&audit, 1, &failing, &mut Told::default());
     assert_eq!(result.unwrap_err().exit_code(), 4);
     assert_eq!(findings.arms.len(), 5);
     assert!(!findings.is_complete());
@@ -227,15 +271,44 @@ fn what_was_measured_outlives_a_failure() {
 }
 
 #[test]
-fn logits_that_are_not_finite_name_the_arm() {
+fn an_arm_whose_logits_are_not_finite_is_named_and_does_not_end_the_others() {
     let family = Family::new(&["target", "npo"]);
     let audit = Audit::open(Plan::new(request(&family)).unwrap()).unwrap();
-    let mut broken = |_: &Checkpoint, _: Precision, _: Needs| -> Result<Box<dyn Forward>> {
-        Ok(Box::new(Script::new(20, 20, [f32::NAN, 0.0, 0.0, 0.0])))
+    let broken = |name: &str, precision| {
+        if (name, precision) == ("target", INT8) {
+            return Ok(Script::new(20, 20, [f32::NAN, 0.0, 0.0, 0.0]));
+        }
+        open(name, precision)
     };
-    let (findings, result) = audit.run(&mut broken, &mut Told::default());
-    assert!(result.unwrap_err().to_string().contains("target@fp16"));
-    assert!(findings.arms.is_empty());
+    let (findings, result) = ask(&audit, 3, &broken, &mut Told::default());
+    assert!(result.unwrap_err().to_string().contains("target@int8"));
+    let measured: Vec<_> = findings.arms.iter().map(|arm| (arm.model, arm.precision)).collect();
+    assert_eq!(measured, [(0, Precision::Full), (0, INT4)], "the rest of its group");
+    assert!(findings.stopped.is_some());
+}
+
+#[test]
+fn a_device_that_runs_out_of_memory_gets_one_second_chance() {
+    let family = Family::new(&["target", "npo"]);
+    let audit = Audit::open(Plan::new(request(&family)).unwrap()).unwrap();
+    let out = || Error::OutOfMemory { what: "weights".to_owned(), bytes: 1, report: "no".to_owned() };
+    for fails in [1, 2] {
+        let left = std::cell::Cell::new(fails);
+        let open = move |name: &str, precision| {
+            if name == "npo" && left.get() > 0 {
+                left.set(left.get() - 1);
+                return Err(out());
+            }
+            open(name, precision)
+        };
+        let mut groups = Groups { sources: audit.sources(), size: 3, open: &open, halvings: Vec::new() };
+        let mut told = Told::default();
+        let (findings, result) = audit.run(&mut groups, Options::default(), &mut told);
+        assert_eq!((&groups.halvings[..], told.smaller), (&[0, 1][..], 1), "{fails}");
+        assert_eq!(result.is_ok(), fails == 1);
+        assert_eq!(findings.arms.len(), if fails == 1 { 6 } else { 3 });
+        assert_eq!(result.err().map(|error| error.exit_code()), (fails == 2).then_some(4));
+    }
 }
 
 #[test]
@@ -281,13 +354,15 @@ fn limit_takes_the_first_examples() {
     let audit = Audit::open(Plan::new(Request { limit: Some(6), ..request(&family) }).unwrap()).unwrap();
     struct Quiet;
     impl Watch for Quiet {
-        fn arm(&mut self, _: ArmInfo<'_>) {}
-        fn task(&mut self, _: usize) {}
+        fn arms(&mut self, _: &[ArmInfo<'_>], _: usize, _: usize, _: usize) {}
+        fn answered(&mut self, _: usize) {}
+        fn smaller(&mut self, _: &Error) {}
         fn measured(&mut self, _: &Findings) -> Result<()> {
             Ok(())
         }
     }
-    let (findings, result) = audit.run(&mut open, &mut Quiet);
+    let mut groups = Groups { sources: audit.sources(), size: 6, open: &open, halvings: Vec::new() };
+    let (findings, result) = audit.run(&mut groups, Options::default(), &mut Quiet);
     result.unwrap();
     let knowmem = &findings.arms[0].knowmem_forget;
     assert_eq!(knowmem.n, 6);

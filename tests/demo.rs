@@ -1,15 +1,17 @@
 //! The demo family on every adapter and on the CPU, against transformers' own answers.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use undertext::checkpoint::Checkpoint;
 use undertext::engine::{Engine, Observation, Options};
-use undertext::model::{Forward, Llama, Reference};
+use undertext::model::{Each, Lockstep, Reference};
 use undertext::quant::{Precision, Scheme};
 use undertext::suite::Muse;
 
 use crate::adapters;
+use crate::support::{llama, run_one};
 
 /// Examples of each set: all of them take minutes on software adapters.
 const LIMIT: usize = 6;
@@ -35,7 +37,7 @@ fn answers_are_those_of_transformers_on_every_device() {
     for (model, precision, scheme) in
         [("npo_gdr", Precision::Full, "f16"), ("npo_gdr", int4, "int4-g128"), ("sure", int4, "int4-g128")]
     {
-        let checkpoint = Checkpoint::open(&demo("models").join(model)).unwrap();
+        let checkpoint = Arc::new(Checkpoint::open(&demo("models").join(model)).unwrap());
         let tokenizer = checkpoint.tokenizer().unwrap();
         let config = checkpoint.config();
         let muse = Muse::read(&demo("data"), Some(LIMIT)).unwrap();
@@ -45,9 +47,9 @@ fn answers_are_those_of_transformers_on_every_device() {
             .flat_map(|metric| golden(&generations, model, scheme, metric).into_iter().take(LIMIT))
             .collect();
 
-        let run = |device: &str, forward: Box<dyn Forward>| {
-            let mut engine = Engine::new(device, forward, Options::default());
-            let observations = engine.run(prepared.tasks(), &mut |_| Ok(())).unwrap();
+        let run = |device: &str, arm: Box<dyn Lockstep>| {
+            let mut engine = Engine::new(vec![device.to_owned()], arm, Options::default());
+            let observations = run_one(&mut engine, prepared.tasks(), &mut |_| Ok(())).unwrap();
             let mut generated = 0;
             let mut scored = Vec::new();
             for (index, observation) in observations.iter().enumerate() {
@@ -68,9 +70,10 @@ fn answers_are_those_of_transformers_on_every_device() {
             assert!(generated > 3 * LIMIT && scored.len() > 100 * LIMIT, "{generated}, {}", scored.len());
             scored
         };
-        let cpu = run("cpu", Box::new(Reference::load(&checkpoint, precision, false, CACHE_TOKENS).unwrap()));
+        let cpu = Reference::load(&checkpoint, precision, false, CACHE_TOKENS).unwrap();
+        let cpu = run("cpu", Box::new(Each(vec![cpu])));
         for gpu in adapters::all() {
-            let loaded = Llama::load(gpu, &checkpoint, precision, false, CACHE_TOKENS).unwrap();
+            let loaded = llama(gpu, &checkpoint, precision, false, CACHE_TOKENS);
             let scores = run(&adapters::name(gpu), Box::new(loaded));
             assert_eq!(scores.len(), cpu.len());
             for (got, want) in scores.iter().zip(&cpu) {

@@ -12,7 +12,9 @@ use std::collections::{HashMap, HashSet};
 
 use undertext::engine::{Ask, Engine, Observation, Options, Task};
 use undertext::error::Error;
-use undertext::model::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase};
+use undertext::model::{Batch, Capacity, Counters, Each, Folded, Forward, PAGE, Phase};
+
+use crate::support::{engine_of, run_one};
 
 /// Small, so that hashes repeat tokens and stop ids come up.
 const VOCAB: u32 = 50;
@@ -145,19 +147,24 @@ fn expected(task: &Task) -> Observation {
     }
 }
 
-fn run(capacity: Capacity, share_prefixes: bool, tasks: &[Task]) -> (Vec<Observation>, Engine<Fake>) {
-    let mut engine = Engine::new("fake", Fake::new(capacity), Options { share_prefixes });
+/// What the fake model itself was asked.
+fn fake(engine: &Engine<Each<Fake>>) -> &Fake {
+    &engine.model().0[0]
+}
+
+fn run(capacity: Capacity, share_prefixes: bool, tasks: &[Task]) -> (Vec<Observation>, Engine<Each<Fake>>) {
+    let options = Options { share_prefixes, ..Options::default() };
+    let mut engine = engine_of(Fake::new(capacity), options);
     let mut told = vec![None; tasks.len()];
     let mut calls = 0;
-    let observations = engine
-        .run(tasks, &mut |finished| {
-            calls += 1;
-            assert_eq!((finished.done, finished.total), (calls, tasks.len()));
-            let before = told[finished.index].replace(finished.observation.clone());
-            assert_eq!(before, None, "task {} told twice", finished.index);
-            Ok(())
-        })
-        .unwrap();
+    let mut tell = |finished: undertext::engine::Finished<'_>| {
+        calls += 1;
+        assert_eq!((finished.arm, finished.done, finished.total), (0, calls, tasks.len()));
+        let before = told[finished.index].replace(finished.observation.clone());
+        assert_eq!(before, None, "task {} told twice", finished.index);
+        Ok(())
+    };
+    let observations = run_one(&mut engine, tasks, &mut tell).unwrap();
     assert_eq!(told.into_iter().flatten().collect::<Vec<_>>(), observations);
     (observations, engine)
 }
@@ -242,16 +249,16 @@ fn observations_depend_on_nothing_but_the_task() {
 fn runs_are_repeatable_to_the_batch() {
     let tasks = mixed(3);
     let capacity = Capacity { tokens: 33, wanted: 8, pages: 30 };
-    let first = run(capacity, true, &tasks).1.into_forward().batches;
+    let first = run(capacity, true, &tasks).1.into_model().0.remove(0).batches;
     assert!(first.len() > 5);
-    assert_eq!(first, run(capacity, true, &tasks).1.into_forward().batches);
+    assert_eq!(first, run(capacity, true, &tasks).1.into_model().0.remove(0).batches);
 }
 
 #[test]
 fn a_second_run_of_the_same_engine_is_not_confused_by_the_first() {
     let (_, mut engine) = run(ROOMY, true, &mixed(4));
     let tasks = mixed(5);
-    let observations = engine.run(&tasks, &mut |_| Ok(())).unwrap();
+    let observations = run_one(&mut engine, &tasks, &mut |_| Ok(())).unwrap();
     assert_eq!(observations, tasks.iter().map(expected).collect::<Vec<_>>());
 }
 
@@ -265,9 +272,9 @@ fn a_shared_preamble_is_computed_once() {
     let apart = run(ROOMY, false, &tasks);
     let shared = run(ROOMY, true, &tasks);
     assert_eq!(apart.0, shared.0);
-    assert_eq!(apart.1.forward().tokens(), 10 * (5 * PAGE + 7) + 20);
-    assert_eq!(shared.1.forward().tokens(), 5 * PAGE + 10 * 7 + 20);
-    assert_eq!(shared.1.forward().batches.len(), 2, "one batch with the preamble, one with the tails");
+    assert_eq!(fake(&apart.1).tokens(), 10 * (5 * PAGE + 7) + 20);
+    assert_eq!(fake(&shared.1).tokens(), 5 * PAGE + 10 * 7 + 20);
+    assert_eq!(fake(&shared.1).batches.len(), 2, "one batch with the preamble, one with the tails");
 }
 
 #[test]
@@ -287,7 +294,7 @@ fn sharing_lets_more_sequences_in() {
 fn a_repeated_task_is_computed_once() {
     let (one, two) = (generate(&noise(1, 30), 5, &[]), score(&noise(2, 10)));
     let (_, engine) = run(ROOMY, true, &[one.clone(), two.clone(), one.clone(), two, one]);
-    assert_eq!(engine.forward().tokens(), 30 + 4 + 9);
+    assert_eq!(fake(&engine).tokens(), 30 + 4 + 9);
     let counters = engine.counters();
     assert_eq!((counters.tokens_generated, counters.tokens_scored), (5, 9));
     assert_eq!(counters.weight_passes, 2 + 4);
@@ -299,7 +306,7 @@ fn a_long_text_is_cut_into_batches() {
     let tasks = [score(&noise(5, 101)), generate(&noise(6, 95), 3, &[])];
     let (observations, engine) = run(capacity, true, &tasks);
     assert_eq!(observations, tasks.each_ref().map(expected));
-    let batches = &engine.forward().batches;
+    let batches = &fake(&engine).batches;
     assert_eq!(batches.iter().filter(|&&batch| batch == (Phase::Prefill, 4)).count(), 25);
     assert_eq!(batches.iter().filter(|&&batch| batch == (Phase::Prefill, 10)).count(), 9);
     assert_eq!(batches[25 + 9..], [(Phase::Prefill, 5), (Phase::Decode, 1), (Phase::Decode, 1)]);
@@ -331,7 +338,7 @@ fn what_needs_no_row_runs_none() {
     let (observations, engine) = run(Capacity { pages: 0, ..ROOMY }, true, &tasks);
     assert_eq!(observations[0], Observation::Scored { log_probs: vec![], argmax: vec![] });
     assert_eq!(observations[1], Observation::Generated { tokens: vec![], log_probs: vec![] });
-    assert!(engine.forward().batches.is_empty());
+    assert!(fake(&engine).batches.is_empty());
     assert!(run(ROOMY, true, &[]).0.is_empty());
 }
 
@@ -342,7 +349,7 @@ fn pages_are_reused_when_they_run_out() {
     let capacity = Capacity { tokens: 64, wanted: 64, pages: 5 };
     let (observations, engine) = run(capacity, true, &tasks);
     assert_eq!(observations, tasks.iter().map(expected).collect::<Vec<_>>());
-    let decode = engine.forward().batches.iter().filter(|batch| batch.0 == Phase::Decode);
+    let decode = fake(&engine).batches.iter().filter(|batch| batch.0 == Phase::Decode);
     let (calls, rows) = decode.fold((0, 0), |(calls, rows), &(_, tokens)| (calls + 1, rows + tokens));
     assert_eq!(rows, (0..9).map(|i| 2 * i).sum::<usize>());
     assert!(calls < rows * 2 / 3, "{calls} calls for {rows} rows: sequences did not run together");
@@ -358,9 +365,9 @@ fn the_last_new_token_takes_no_room() {
 /// The error of a run on a fake, and whether the model was called.
 fn fails(mut fake: Fake, tasks: &[Task], prepare: impl FnOnce(&mut Fake)) -> (Error, usize) {
     prepare(&mut fake);
-    let mut engine = Engine::new("arm", fake, Options::default());
-    let error = engine.run(tasks, &mut |_| Ok(())).unwrap_err();
-    (error, engine.forward().batches.len())
+    let mut engine = engine_of(fake, Options::default());
+    let error = run_one(&mut engine, tasks, &mut |_| Ok(())).unwrap_err();
+    (error, engine.model().0[0].batches.len())
 }
 
 #[test]
@@ -402,12 +409,12 @@ fn a_missing_answer_is_an_error() {
 #[test]
 fn the_listener_can_end_the_run() {
     let tasks = [score(&noise(1, 4)), generate(&noise(3, 10), 5, &[])];
-    let mut engine = Engine::new("arm", Fake::new(ROOMY), Options::default());
+    let mut engine = engine_of(Fake::new(ROOMY), Options::default());
     let full = |_: undertext::engine::Finished<'_>| {
         let source = std::io::Error::other("disk full");
         Err(Error::Write { path: "observations".into(), source })
     };
-    let error = engine.run(&tasks, &mut { full }).unwrap_err();
+    let error = run_one(&mut engine, &tasks, &mut { full }).unwrap_err();
     assert!(matches!(error, Error::Write { .. }));
-    assert_eq!(engine.forward().batches.len(), 1, "the second task was not run");
+    assert_eq!(fake(&engine).batches.len(), 1, "the second task was not run");
 }

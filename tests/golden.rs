@@ -7,16 +7,18 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
 use undertext::checkpoint::Checkpoint;
-use undertext::model::{Batch, Llama, Reference};
+use undertext::model::{Batch, Reference};
 use undertext::quant::Precision;
 
 use crate::adapters;
 use crate::llama::largest_difference;
 use crate::reference::whole;
+use crate::support::llama;
 
 /// Most that logits may differ, as a share of the golden logits' range: the project's promise.
 const TOLERANCE: f32 = 1e-3;
@@ -28,12 +30,12 @@ const CACHE_TOKENS: usize = 1024;
 fn compare(
     checkpoint: &Path,
     golden: &Path,
-    mut answer: impl FnMut(&Checkpoint, Precision, &Batch) -> Vec<(String, Vec<f32>)>,
+    mut answer: impl FnMut(&Arc<Checkpoint>, Precision, &Batch) -> Vec<(String, Vec<f32>)>,
 ) -> usize {
     let record: Value = serde_json::from_slice(&std::fs::read(golden.join("logits.json")).unwrap()).unwrap();
     let file = std::fs::read(golden.join("logits.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&file).unwrap();
-    let checkpoint = Checkpoint::open(checkpoint).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(checkpoint).unwrap());
     let vocab = checkpoint.config().vocab_size;
 
     let mut compared = 0;
@@ -111,8 +113,8 @@ fn gpu_pass_is_transformers() {
         let compared =
             compare(&in_repository(checkpoint), &in_repository(folder), |checkpoint, precision, batch| {
                 let logits = |gpu| {
-                    let mut model = Llama::load(gpu, checkpoint, precision, false, CACHE_TOKENS).unwrap();
-                    (adapters::name(gpu), model.logits(batch).unwrap())
+                    let mut model = llama(gpu, checkpoint, precision, false, CACHE_TOKENS);
+                    (adapters::name(gpu), model.logits(batch).unwrap().remove(0))
                 };
                 adapters::all().iter().map(logits).collect()
             });

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use undertext::engine::{Engine, Observation, Options, Task};
+use undertext::engine::{Observation, Options, Task};
 use undertext::gpu::{DeviceChoice, Gpu};
-use undertext::model::{Capacity, Forward, Llama, Reference};
+use undertext::model::{Each, Lockstep, Pass, Reference};
 use undertext::quant::{Precision, Scheme};
 
 use crate::adapters;
-use crate::reference::{CONFIG, Small, VOCAB, checkpoint, tasks, tokens, weights, whole};
+use crate::reference::{CONFIG, VOCAB, checkpoint, tasks, tokens, weights, whole};
+use crate::support::{SmallRoom, llama, observe_all};
 
 fn every_precision() -> impl Iterator<Item = Precision> {
     let quantizing = Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full());
@@ -34,15 +35,16 @@ fn logits_are_those_of_the_cpu_pass() {
             let want = Reference::load(&checkpoint, precision, quantize_head, 1024);
             let want = want.unwrap().logits(&batch).unwrap();
             for gpu in adapters::all() {
-                let mut model = Llama::load(gpu, &checkpoint, precision, quantize_head, 1024).unwrap();
-                let got = model.logits(&batch).unwrap();
+                let mut model = llama(gpu, &checkpoint, precision, quantize_head, 1024);
+                let got = model.logits(&batch).unwrap().remove(0);
                 let difference = largest_difference(&got, &want);
                 let what = format!("{precision}, head {quantize_head}, {}", adapters::name(gpu));
                 // Weights are the same to the last bit, so only the order of sums differs: two layers of
                 // products of at most 104 terms. Measured: below 2e-6.
                 assert!(difference <= 2e-5, "{what}: {difference:e} of the range");
                 // The folded answers are those of these logits.
-                for (row, folded) in got.chunks_exact(VOCAB).zip(model.forward(&batch).unwrap()) {
+                let pass = Pass::Score(std::slice::from_ref(&batch));
+                for (row, folded) in got.chunks_exact(VOCAB).zip(&model.run(pass).unwrap()[0]) {
                     let top = row.iter().copied().fold(f32::MIN, f32::max);
                     assert_eq!(folded.max_logit.to_bits(), top.to_bits(), "{what}");
                     assert_eq!(row[folded.argmax as usize].to_bits(), top.to_bits(), "{what}");
@@ -53,9 +55,8 @@ fn logits_are_those_of_the_cpu_pass() {
     }
 }
 
-fn observe<F: Forward>(model: F, share_prefixes: bool, tasks: &[Task]) -> Vec<Observation> {
-    let mut engine = Engine::new("arm", model, Options { share_prefixes });
-    engine.run(tasks, &mut |_| Ok(())).unwrap()
+fn observe<L: Lockstep>(model: L, share_prefixes: bool, tasks: &[Task]) -> Vec<Observation> {
+    observe_all(model, Options { share_prefixes, ..Options::default() }, tasks).remove(0)
 }
 
 #[test]
@@ -64,11 +65,11 @@ fn observations_are_bit_identical_in_any_batch() {
     let precision = Precision::Quantized(Scheme::Int4 { group: 32 });
     let tasks = tasks();
     for gpu in adapters::all() {
-        let load = || Llama::load(gpu, &checkpoint, precision, false, 1024).unwrap();
+        let load = || llama(gpu, &checkpoint, precision, false, 1024);
         let want = observe(load(), true, &tasks);
         for (tokens, wanted, pages, share) in [(1024, 1024, 64, false), (7, 3, 7, true), (45, 33, 12, false)]
         {
-            let got = observe(Small(load(), Capacity { tokens, wanted, pages }), share, &tasks);
+            let got = observe(SmallRoom::new(load(), tokens, wanted, pages), share, &tasks);
             assert_eq!(got, want, "{}: {tokens} {wanted} {pages} {share}", adapters::name(gpu));
         }
         let reversed: Vec<_> = tasks.iter().rev().cloned().collect();
@@ -82,9 +83,10 @@ fn observations_are_bit_identical_in_any_batch() {
 fn observations_are_those_of_the_cpu_pass() {
     let (_dir, checkpoint) = checkpoint(CONFIG, &weights());
     let tasks = tasks();
-    let want = observe(Reference::load(&checkpoint, Precision::Full, false, 1024).unwrap(), true, &tasks);
+    let cpu = Reference::load(&checkpoint, Precision::Full, false, 1024).unwrap();
+    let want = observe(Each(vec![cpu]), true, &tasks);
     for gpu in adapters::all() {
-        let model = Llama::load(gpu, &checkpoint, Precision::Full, false, 1024).unwrap();
+        let model = llama(gpu, &checkpoint, Precision::Full, false, 1024);
         for (got, want) in observe(model, true, &tasks).iter().zip(&want) {
             let (got_ids, got, want_ids, want) = match (got, want) {
                 (
@@ -116,9 +118,8 @@ fn the_smallest_limits_are_enough() {
             assert_eq!(gpu.info().backend, "gl");
             continue;
         };
-        let logits = |gpu: &Arc<Gpu>| {
-            Llama::load(gpu, &checkpoint, Precision::Full, false, 1024).unwrap().logits(&batch).unwrap()
-        };
+        let logits =
+            |gpu: &Arc<Gpu>| llama(gpu, &checkpoint, Precision::Full, false, 1024).logits(&batch).unwrap();
         assert_eq!(logits(&Arc::new(small)), logits(gpu), "{}", adapters::name(gpu));
     }
 }
@@ -131,18 +132,22 @@ fn counters_say_what_was_done() {
     }
     // A device of its own: it counts for all who use it.
     let gpu = Arc::new(Gpu::open(&DeviceChoice::Best).unwrap());
-    let mut model = Llama::load(&gpu, &checkpoint, Precision::Full, false, 1024).unwrap();
-    let loaded = model.counters();
+    let mut model = llama(&gpu, &checkpoint, Precision::Full, false, 1024);
+    let batches = [whole(&tokens(1, 9))];
+    model.run(Pass::Score(&batches)).unwrap();
+    let first = model.counters();
     let stored: usize = weights().iter().map(|(_, _, values)| 4 * values.len()).sum();
-    assert_eq!(loaded.disk_bytes, stored as u64);
-    assert!(
-        loaded.upload_bytes >= loaded.disk_bytes - 4 * (VOCAB * 48) as u64 && loaded.peak_device_bytes > 0
-    );
-    model.forward(&whole(&tokens(1, 9))).unwrap();
-    let after = model.counters();
+    assert_eq!(first.disk_bytes, stored as u64, "every tensor once");
+    let embedding = 4 * (VOCAB * 48) as u64;
+    assert!(first.upload_bytes >= first.disk_bytes - embedding && first.peak_device_bytes > 0);
+    assert_eq!((first.weight_passes, first.tokens_scored), (1, 0));
+    model.run(Pass::Score(&batches)).unwrap();
+    let second = model.counters();
     // 12 kernels a layer, then the norm, one chunk of the head and its fold.
-    assert_eq!(after.dispatches - loaded.dispatches, 2 * 12 + 3);
-    assert_eq!((after.submissions - loaded.submissions, after.weight_passes), (1, 1));
+    assert_eq!(second.dispatches - first.dispatches, 2 * 12 + 3);
+    assert_eq!((second.weight_passes, second.disk_bytes), (2, first.disk_bytes));
+    // The layers, then the head.
+    assert_eq!(second.submissions - first.submissions, 2);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 )]
 
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use tempfile::TempDir;
@@ -14,11 +15,12 @@ use undertext::checkpoint::Checkpoint;
 use undertext::engine::{Ask, Engine, Observation, Options, Task};
 use undertext::error::Error;
 use undertext::model::{
-    Batch, Capacity, Counters, Folded, Forward, Llama, PAGE, Phase, Place, Reference, Wanted,
+    Batch, Capacity, Counters, Each, Folded, Forward, Lockstep, PAGE, Phase, Place, Reference, Wanted,
 };
 use undertext::quant::{self, Precision, Scheme};
 
 use crate::adapters;
+use crate::support::{engine_of, llama, run_one};
 
 /// Grouped heads, a head width that is not `d / h`, llama3 scaling, biases, untied head.
 pub(crate) const CONFIG: &str = r#"{
@@ -82,10 +84,10 @@ fn write(dir: &Path, config: &str, weights: &Weights) {
 }
 
 /// A checkpoint in a directory that lives as long as it does.
-pub(crate) fn checkpoint(config: &str, weights: &Weights) -> (TempDir, Checkpoint) {
+pub(crate) fn checkpoint(config: &str, weights: &Weights) -> (TempDir, Arc<Checkpoint>) {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), config, weights);
-    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
     (dir, checkpoint)
 }
 
@@ -152,8 +154,8 @@ fn observations_are_bit_identical_in_any_batch() {
     let weights = weights();
     let run = |capacity, share_prefixes, tasks: &[Task]| {
         let model = reference(CONFIG, &weights, Precision::Full, false);
-        let mut engine = Engine::new("cpu", Small(model, capacity), Options { share_prefixes });
-        engine.run(tasks, &mut |_| Ok(())).unwrap()
+        let options = Options { share_prefixes, ..Options::default() };
+        run_one(&mut engine_of(Small(model, capacity), options), tasks, &mut |_| Ok(())).unwrap()
     };
     let roomy = Capacity { tokens: 1024, wanted: 1024, pages: 64 };
     let want = run(roomy, true, &tasks);
@@ -177,14 +179,13 @@ fn observations_are_bit_identical_in_any_batch() {
 /// Prefill and decode take products in blocks of different heights, so bits may differ; sums do not.
 #[test]
 fn generated_tokens_score_as_they_were_generated() {
-    let mut engine =
-        Engine::new("cpu", reference(CONFIG, &weights(), Precision::Full, false), Options::default());
+    let mut engine = engine_of(reference(CONFIG, &weights(), Precision::Full, false), Options::default());
     let prompt = tokens(1, 21);
     let ask = Ask::Generate { max_new: 30, stop: vec![] };
-    let generated = engine.run(&[Task { tokens: prompt.clone(), ask }], &mut |_| Ok(())).unwrap();
+    let generated = run_one(&mut engine, &[Task { tokens: prompt.clone(), ask }], &mut |_| Ok(())).unwrap();
     let Observation::Generated { tokens, log_probs } = &generated[0] else { unreachable!() };
     let text = [prompt.clone(), tokens.clone()].concat();
-    let scored = engine.run(&[Task { tokens: text, ask: Ask::Score }], &mut |_| Ok(())).unwrap();
+    let scored = run_one(&mut engine, &[Task { tokens: text, ask: Ask::Score }], &mut |_| Ok(())).unwrap();
     let Observation::Scored { log_probs: again, argmax } = &scored[0] else { unreachable!() };
     assert_eq!(argmax[prompt.len() - 1..], tokens[..]);
     for (a, b) in log_probs.iter().zip(&again[prompt.len() - 1..]) {
@@ -283,6 +284,46 @@ fn biases_are_used_where_they_are() {
     }
 }
 
+/// A cache of f16 changes logits by what rounding keys and values can, and nothing else about the pass.
+#[test]
+fn keys_and_values_are_kept_in_f16_if_asked() {
+    let ids = tokens(8, 60);
+    let load = |kv_f16| reference(CONFIG, &weights(), Precision::Full, false).with_kv_f16(kv_f16);
+    let plain = load(false).logits(&whole(&ids)).unwrap();
+    let rounded = load(true).logits(&whole(&ids)).unwrap();
+    assert_ne!(bits(&plain), bits(&rounded));
+    let range = plain.iter().fold(0.0_f32, |range, logit| range.max(logit.abs()));
+    for (a, b) in plain.iter().zip(&rounded) {
+        // A unit of f16 is 2^-11; two layers of peaky attention make a few dozen of it.
+        assert!((a - b).abs() <= range * 32.0 / 2048.0, "{a} in f32, {b} in f16");
+    }
+    // The first part once in the cache, the rest continues it bit for bit.
+    let (mut model, mut first, mut rest) = (load(true), whole(&ids), whole(&ids));
+    first.tokens.truncate(23);
+    first.places.truncate(23);
+    first.wanted.clear();
+    rest.tokens.drain(..23);
+    rest.places.drain(..23);
+    rest.wanted.truncate(37);
+    assert!(model.logits(&first).unwrap().is_empty());
+    assert_eq!(bits(&model.logits(&rest).unwrap()), bits(&rounded[23 * VOCAB..]));
+}
+
+#[test]
+fn a_batch_does_not_depend_on_the_threads() {
+    let batch = whole(&tokens(9, 75));
+    for precision in [Precision::Full, Precision::Quantized(Scheme::Int4 { group: 32 })] {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut model = reference(CONFIG, &weights(), precision, false);
+                (bits(&model.logits(&batch).unwrap()), model.forward(&batch).unwrap())
+            })
+        };
+        assert_eq!(run(1), run(3), "{precision}");
+    }
+}
+
 #[test]
 fn missing_tensors_are_named() {
     for missing in [
@@ -321,16 +362,16 @@ fn smollm2_continues_as_in_transformers() {
     let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
     let ids = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
     let dir = std::env::var("UNDERTEXT_SMOLLM2").expect("UNDERTEXT_SMOLLM2 names the checkpoint");
-    let checkpoint = Checkpoint::open(dir.as_ref()).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(dir.as_ref()).unwrap());
     let cases = golden["cases"].as_array().unwrap();
     let task = |case: &serde_json::Value| Task {
         tokens: ids(&case["prompt_ids"]),
         ask: Ask::Generate { max_new: ids(&case["token_ids"]).len(), stop: vec![] },
     };
     let tasks: Vec<_> = cases.iter().map(task).collect();
-    let check = |device: &str, model: Box<dyn Forward>| {
-        let mut engine = Engine::new("smollm2", model, Options::default());
-        let observations = engine.run(&tasks, &mut |_| Ok(())).unwrap();
+    let check = |device: &str, model: Box<dyn Lockstep>| {
+        let mut engine = Engine::new(vec!["smollm2".to_owned()], model, Options::default());
+        let observations = run_one(&mut engine, &tasks, &mut |_| Ok(())).unwrap();
         for (case, observation) in cases.iter().zip(&observations) {
             let Observation::Generated { tokens, .. } = observation else { unreachable!() };
             let want = ids(&case["token_ids"]);
@@ -340,9 +381,10 @@ fn smollm2_continues_as_in_transformers() {
         }
         println!("{device}: {:?}", engine.counters());
     };
-    check("cpu", Box::new(Reference::load(&checkpoint, Precision::Full, false, 2048).unwrap()));
+    let cpu = Reference::load(&checkpoint, Precision::Full, false, 2048).unwrap();
+    check("cpu", Box::new(Each(vec![cpu])));
     for gpu in adapters::all() {
-        let model = Llama::load(gpu, &checkpoint, Precision::Full, false, 2048).unwrap();
+        let model = llama(gpu, &checkpoint, Precision::Full, false, 2048);
         check(&adapters::name(gpu), Box::new(model));
     }
 }

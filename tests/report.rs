@@ -35,12 +35,12 @@ fn findings() -> Findings {
             knowmem_forget: metric(KNOWMEM[model][place], 4),
             knowmem_retain: metric(75.25, 5),
             auc: metric(if model == 3 { 0.5 } else { 0.25 }, 12),
-            counters: Counters { tokens_scored: 10, peak_device_bytes: 100, ..Counters::default() },
         }
     };
     let arms = (0..4).flat_map(|model| (0..3).map(move |place| (model, place)));
     let arms = arms.map(|(model, place)| arm(model, place)).collect();
-    Findings { plan, arms, truncated: 0, stopped: None }
+    let counters = Counters { tokens_scored: 120, peak_device_bytes: 100, ..Counters::default() };
+    Findings { plan, arms, truncated: 0, stopped: None, counters }
 }
 
 fn report(findings: &Findings) -> Report {
@@ -93,6 +93,8 @@ fn json_has_the_stable_names() {
     let reason = recovery[2]["reason"].as_str().unwrap();
     assert!(reason.contains("of_gap_to_target: ") && !reason.contains("share_of"), "{reason}");
 
+    // Of the CPU pass there are none.
+    assert!(value.get("gpu_seconds").is_none() && value["gpu_timed_dispatches"] == 0);
     let counters = at(&value, "/counters");
     assert_eq!((&counters["tokens_scored"], &counters["peak_device_bytes"]), (&json!(120), &json!(100)));
     for name in

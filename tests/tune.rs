@@ -157,9 +157,20 @@ fn the_record_lists_the_kernels_and_the_flags_are_obeyed() {
     let kernels = |value: &Value| value["kernels"].as_object().unwrap().clone();
 
     let safe = run(&["--no-tune"]);
-    assert!(kernels(&safe).len() >= 3 && kernels(&safe).values().all(|family| family == "register"));
+    let default = |class: &str| if class.starts_with("matvec/") { "workgroup" } else { "register" };
+    assert!(kernels(&safe).len() >= 3 && kernels(&safe).iter().all(|(class, name)| name == default(class)));
     assert!(kernels(&safe).keys().any(|class| class.starts_with("matmul/int4-g32 n=")));
     assert!(!cache.path().join("undertext").exists());
+
+    // Where the device has a clock, the record says how long each kernel took.
+    if adapters::all()[0].info().timestamps {
+        let seconds = safe["gpu_seconds"].as_object().unwrap();
+        for kernel in ["pack_codes", "matmul", "matvec", "attention_prefill", "attention_decode", "fold"] {
+            assert!(seconds[kernel].as_f64().is_some_and(|seconds| seconds > 0.0), "{kernel}: {seconds:?}");
+        }
+        let timed = safe["gpu_timed_dispatches"].as_u64().unwrap();
+        assert!((1..=safe["counters"]["dispatches"].as_u64().unwrap()).contains(&timed), "{timed}");
+    }
 
     let tuned = run(&[]);
     assert_eq!(tuned["token_ids"], safe["token_ids"]);

@@ -1,4 +1,6 @@
 // What both attention kernels declare: their parameters and operands, and how the cache is paged.
+//
+// Links a cache format.
 
 struct Params {
     t: u32, // tokens
@@ -9,8 +11,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> cache_k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> cache_v: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> cache_k: array<CacheQuad>;
+@group(0) @binding(3) var<storage, read> cache_v: array<CacheQuad>;
 @group(0) @binding(4) var<storage, read> table: array<u32>;
 @group(0) @binding(5) var<storage, read> places: array<vec4<u32>>;
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;

@@ -33,8 +33,6 @@ pub struct ArmResult {
     pub knowmem_retain: Metric,
     /// AUC of Min-40 %, forget against holdout.
     pub auc: Metric,
-    /// What it cost.
-    pub counters: Counters,
 }
 
 /// What PrivLeak compares an arm's AUC with.
@@ -100,6 +98,8 @@ pub struct Findings {
     pub truncated: usize,
     /// Why the run ended before all arms were measured.
     pub stopped: Option<String>,
+    /// What it cost, with opening the checkpoints.
+    pub counters: Counters,
 }
 
 impl Findings {
@@ -119,14 +119,6 @@ impl Findings {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.arms.len() == self.plan.models.len() * self.plan.precisions.len()
-    }
-
-    /// The counters of all arms.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        let mut sum = Counters::default();
-        self.arms.iter().for_each(|arm| sum.add(&arm.counters));
-        sum
     }
 
     /// PrivLeak of an arm, the main one first: against the retrained model at full precision if the plan has one,

@@ -1,6 +1,6 @@
 //! Plan to tasks to observations to findings.
 //!
-//! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks every arm the same questions, and
+//! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks all arms the same questions, and
 //! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
 //! way still has a report.
 //!
@@ -14,4 +14,4 @@ mod run;
 pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
 pub use findings::{ArmResult, Findings, Metric, PrivLeak, Recovered, Reference};
 pub use plan::{Model, Plan, Request, Role};
-pub use run::{ArmInfo, Audit, Needs, Open, Watch};
+pub use run::{ArmInfo, Audit, OpenArms, Watch};

@@ -1,35 +1,18 @@
-//! Opening everything, then asking one arm after the other.
+//! Opening everything, then asking all arms.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
 
 use super::findings::{ArmResult, Findings, Metric};
 use super::plan::{Model, Plan};
 use crate::checkpoint::{Checkpoint, Tokenizer};
-use crate::engine::{Engine, Finished, Options};
+use crate::engine::{Engine, Finished, Needs, Observation, Options};
 use crate::error::{Error, Result};
-use crate::model::{Forward, PAGE, check_tensors, stored_scheme};
+use crate::model::{Counters, Lockstep, Source, check_tensors, stored_scheme};
 use crate::quant::{Precision, Scheme};
 use crate::suite::Muse;
 use crate::suite::muse::{self, Answers, Prepared};
-
-/// What the tasks ask of the model that answers them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needs {
-    /// Whether the head is quantized too.
-    pub quantize_head: bool,
-    /// Tokens of the longest task: a cache smaller than this cannot answer it.
-    pub longest: usize,
-    /// Tokens of all tasks, each rounded up to whole pages: a cache larger than this is never filled.
-    pub all: usize,
-}
-
-impl Needs {
-    /// What `tasks` need.
-    #[must_use]
-    pub fn of(tasks: &[crate::engine::Task], quantize_head: bool) -> Self {
-        let paged = || tasks.iter().map(|task| task.cached().div_ceil(PAGE).saturating_mul(PAGE));
-        let longest = paged().max().unwrap_or(0).max(PAGE);
-        Self { quantize_head, longest, all: paged().fold(0, usize::saturating_add).max(longest) }
-    }
-}
 
 /// An arm about to be asked.
 #[derive(Clone, Copy, Debug)]
@@ -38,23 +21,20 @@ pub struct ArmInfo<'a> {
     pub model: &'a Model,
     /// The precision.
     pub precision: Precision,
-    /// The arm's number, from 0.
-    pub index: usize,
-    /// Arms in all.
-    pub total: usize,
-    /// Tasks that it will be asked.
-    pub tasks: usize,
 }
 
 /// Who is told how a run goes.
 pub trait Watch {
-    /// An arm's weights are about to be read.
-    fn arm(&mut self, arm: ArmInfo<'_>);
+    /// These arms are about to be asked `tasks` tasks each, together; the first is number `first` (from 0) of `total`.
+    fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize);
 
-    /// The arm has answered `done` of its tasks.
-    fn task(&mut self, done: usize);
+    /// The arms have given `done` answers.
+    fn answered(&mut self, done: usize);
 
-    /// An arm was measured. The findings hold it and all before it.
+    /// The device ran out of memory; what was not measured starts again in smaller batches.
+    fn smaller(&mut self, error: &Error);
+
+    /// The arms were measured. The findings hold them and all before them.
     ///
     /// # Errors
     ///
@@ -62,15 +42,30 @@ pub trait Watch {
     fn measured(&mut self, findings: &Findings) -> Result<()>;
 }
 
-/// Opens a checkpoint at a precision on some device.
-pub type Open<'a> = dyn FnMut(&Checkpoint, Precision, Needs) -> Result<Box<dyn Forward>> + 'a;
+/// Puts arms, numbered as in [`Audit::sources`], on a device.
+pub trait OpenArms {
+    /// Parts the arms into groups that run one after the other, each in lockstep. With `halvings` batches are halved
+    /// so many times: the device had less memory than was thought.
+    ///
+    /// # Errors
+    ///
+    /// If an arm cannot be laid out.
+    fn part(&mut self, arms: Range<usize>, halvings: u32) -> Result<Vec<Range<usize>>>;
+
+    /// Opens a group of the last parting.
+    ///
+    /// # Errors
+    ///
+    /// If a weight cannot be read, or the device fails.
+    fn open(&mut self, arms: Range<usize>) -> Result<Box<dyn Lockstep>>;
+}
 
 /// Everything that is read before the first arm: checkpoints without their weights, tokenizers, questions.
 #[derive(Debug)]
 pub struct Audit {
     plan: Plan,
     /// As [`Plan::models`].
-    checkpoints: Vec<Checkpoint>,
+    checkpoints: Vec<Arc<Checkpoint>>,
     /// Of each checkpoint's linear layers, as stored.
     stored: Vec<Scheme>,
     tokenizer: Tokenizer,
@@ -86,10 +81,13 @@ impl Audit {
     /// If anything of that is missing, broken or not supported: no weight has been read by then.
     pub fn open(plan: Plan) -> Result<Self> {
         let suite = Muse::read(&plan.data, plan.limit)?;
-        let checkpoints: Vec<_> =
-            plan.models.iter().map(|model| Checkpoint::open(&model.path)).collect::<Result<_>>()?;
-        checkpoints.iter().try_for_each(check_tensors)?;
-        let stored: Vec<_> = checkpoints.iter().map(stored_scheme).collect::<Result<_>>()?;
+        let checkpoints: Vec<_> = plan
+            .models
+            .iter()
+            .map(|model| Checkpoint::open(&model.path).map(Arc::new))
+            .collect::<Result<_>>()?;
+        checkpoints.iter().try_for_each(|checkpoint| check_tensors(checkpoint))?;
+        let stored: Vec<_> = checkpoints.iter().map(|c| stored_scheme(c)).collect::<Result<_>>()?;
 
         let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
         let stop = checkpoints.first().map_or(&[][..], |target| &target.config().eos);
@@ -117,67 +115,136 @@ impl Audit {
         Ok(Self { plan, checkpoints, stored, tokenizer, questions })
     }
 
-    /// What the questions ask of a model.
+    /// What the questions ask of a device.
     #[must_use]
     pub fn needs(&self) -> Needs {
-        Needs::of(self.questions.tasks(), self.plan.quantize_head)
+        Needs::of(self.questions.tasks())
+    }
+
+    /// Every arm, by model, then by precision.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Source> {
+        let arms = self.arms();
+        arms.map(|(model, precision)| Source { checkpoint: Arc::clone(&self.checkpoints[model]), precision })
+            .collect()
+    }
+
+    /// The arms' names, as [`Self::sources`]: model@precision.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.arms()
+            .map(|(model, precision)| format!("{}@{precision}", self.plan.models[model].name))
+            .collect()
+    }
+
+    /// Model and precision of every arm.
+    fn arms(&self) -> impl Iterator<Item = (usize, Precision)> + '_ {
+        let precisions = &self.plan.precisions;
+        (0..self.plan.models.len()).flat_map(move |model| precisions.iter().map(move |&p| (model, p)))
+    }
+
+    /// What the plan says.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Findings without any arm.
     #[must_use]
     pub fn nothing_yet(&self) -> Findings {
+        let disk_bytes = self.checkpoints.iter().map(|checkpoint| checkpoint.tensors().header_bytes()).sum();
         Findings {
             plan: self.plan.clone(),
             arms: Vec::new(),
             truncated: muse::Metric::ALL.into_iter().map(|metric| self.questions.truncated(metric)).sum(),
             stopped: None,
+            counters: Counters { disk_bytes, ..Counters::default() },
         }
     }
 
-    /// Asks every arm, one after the other, and scores its answers.
+    /// Asks every arm and scores its answers.
     ///
-    /// What was measured is returned whether or not a later arm failed.
-    pub fn run(&self, open: &mut Open<'_>, watch: &mut dyn Watch) -> (Findings, Result<()>) {
+    /// What was measured is returned whether or not an arm failed. A device that runs out of memory gets a second
+    /// chance with smaller batches.
+    pub fn run(
+        &self,
+        open: &mut dyn OpenArms,
+        options: Options,
+        watch: &mut dyn Watch,
+    ) -> (Findings, Result<()>) {
         let mut findings = self.nothing_yet();
-        let models = self.plan.models.len();
-        let arms = (0..models).flat_map(|m| self.plan.precisions.iter().map(move |&p| (m, p)));
-        let total = models * self.plan.precisions.len();
-        for (index, (model, precision)) in arms.enumerate() {
-            watch.arm(ArmInfo {
-                model: &self.plan.models[model],
-                precision,
-                index,
-                total,
-                tasks: self.questions.tasks().len(),
-            });
-            let measured = self.ask(model, precision, open, watch).and_then(|arm| {
-                findings.arms.push(arm);
-                watch.measured(&findings)
-            });
-            if let Err(error) = measured {
-                findings.stopped = Some(error.to_string());
-                return (findings, Err(error));
+        let result = self.run_into(&mut findings, open, options, watch);
+        if let Err(error) = &result {
+            findings.stopped = Some(error.to_string());
+        }
+        (findings, result)
+    }
+
+    fn run_into(
+        &self,
+        findings: &mut Findings,
+        open: &mut dyn OpenArms,
+        options: Options,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
+        let all: Vec<_> = self.arms().collect();
+        let mut halvings = 0;
+        let mut groups: VecDeque<_> = open.part(0..all.len(), halvings)?.into();
+        while let Some(group) = groups.pop_front() {
+            match self.ask(&all, group.clone(), open, options, watch, findings) {
+                Err(error @ Error::OutOfMemory { .. }) if halvings == 0 => {
+                    halvings = 1;
+                    watch.smaller(&error);
+                    groups = open.part(group.start..all.len(), halvings)?.into();
+                }
+                Err(error) => return Err(error),
+                Ok(failed) => {
+                    watch.measured(findings)?;
+                    failed.map_or(Ok(()), Err)?;
+                }
             }
         }
-        (findings, Ok(()))
+        Ok(())
     }
 
+    /// Asks a group of arms; the error of one that failed, if the others did not.
     fn ask(
         &self,
-        model: usize,
-        precision: Precision,
-        open: &mut Open<'_>,
+        all: &[(usize, Precision)],
+        group: Range<usize>,
+        open: &mut dyn OpenArms,
+        options: Options,
         watch: &mut dyn Watch,
-    ) -> Result<ArmResult> {
-        let forward = open(&self.checkpoints[model], precision, self.needs())?;
-        let name = format!("{}@{precision}", self.plan.models[model].name);
-        let mut engine = Engine::new(name, forward, Options::default());
+        findings: &mut Findings,
+    ) -> Result<Option<Error>> {
+        let arms = &all[group.clone()];
+        let info =
+            |&(model, precision): &(usize, Precision)| ArmInfo { model: &self.plan.models[model], precision };
+        let tasks = self.questions.tasks();
+        let info: Vec<_> = arms.iter().map(info).collect();
+        watch.arms(&info, group.start, all.len(), tasks.len());
+        let names = self.names()[group.clone()].to_vec();
+        let mut engine = Engine::new(names, open.open(group)?, options);
         let mut tell = |finished: Finished<'_>| {
-            watch.task(finished.done);
+            watch.answered(finished.done);
             Ok(())
         };
-        let observations = engine.run(self.questions.tasks(), &mut tell)?;
-        let values = self.questions.measure(&self.tokenizer, &observations)?;
+        let answers = engine.run(tasks, &mut tell)?;
+        findings.counters.add(&engine.counters());
+        let mut failed = None;
+        for (&(model, precision), observations) in arms.iter().zip(answers) {
+            match observations.and_then(|observations| self.measure(model, precision, &observations)) {
+                Ok(arm) => findings.arms.push(arm),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        Ok(failed)
+    }
+
+    fn measure(&self, model: usize, precision: Precision, observations: &[Observation]) -> Result<ArmResult> {
+        let values = self.questions.measure(&self.tokenizer, observations)?;
         let mean = |answers: &Answers| Metric { value: answers.value(), n: answers.items.len() };
         let texts = values.privleak.forget.len() + values.privleak.holdout.len();
         Ok(ArmResult {
@@ -188,7 +255,6 @@ impl Audit {
             knowmem_forget: mean(&values.knowmem_forget),
             knowmem_retain: mean(&values.knowmem_retain),
             auc: Metric { value: values.privleak.auc(), n: texts },
-            counters: engine.counters(),
         })
     }
 }

@@ -67,6 +67,14 @@ pub struct RopeScaling {
 }
 
 impl Config {
+    /// Whether a forward pass of the other model is this one's but for the weights.
+    #[must_use]
+    pub fn runs_like(&self, other: &Self) -> bool {
+        let numbers =
+            |config: &Self| Self { context: 0, eos: Vec::new(), attention_bias: false, ..config.clone() };
+        numbers(self) == numbers(other)
+    }
+
     /// Reads the two config files of a checkpoint directory.
     ///
     /// Keys of transformers 4 and 5 are understood. An absent key has the value that transformers' `LlamaConfig`

@@ -116,7 +116,7 @@ impl Tensors {
         };
         let tensors =
             Self { checkpoint: checkpoint.to_path_buf(), shards, places, bytes_read: AtomicU64::new(0) };
-        tensors.count(tensors.shards.iter().map(Shard::header_bytes).sum());
+        tensors.count(tensors.header_bytes());
         Ok(tensors)
     }
 
@@ -205,6 +205,12 @@ impl Tensors {
     #[must_use]
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all files before their tensors.
+    #[must_use]
+    pub fn header_bytes(&self) -> u64 {
+        self.shards.iter().map(Shard::header_bytes).sum()
     }
 
     fn count(&self, bytes: u64) {

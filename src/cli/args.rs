@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gpu::{DeviceChoice, Tuning};
+use crate::kernels::KvFormat;
 use crate::metrics::membership::Corpus;
 use crate::quant::{Precision, Scheme};
 
@@ -108,6 +109,28 @@ pub(super) struct TuneArgs {
     retune: bool,
 }
 
+/// How device memory is used.
+#[derive(Clone, Debug, Args)]
+pub(super) struct MemoryArgs {
+    /// Device memory to use at most, such as 6GiB or 800MiB; a model that does not fit is streamed through it
+    /// [default: most of what the adapter says it has]
+    #[arg(long, value_name = "SIZE", value_parser = super::memory::size)]
+    pub(super) vram: Option<u64>,
+
+    /// How keys and values are kept: f16 takes half the memory, f32 is what the model computed
+    #[arg(long, value_name = "FORMAT", default_value = "f16", value_parser = super::memory::kv)]
+    pub(super) kv: KvFormat,
+
+    /// Say on stderr how the memory is laid out and what is expected, before any weight is read, and afterwards what
+    /// it took
+    #[arg(long)]
+    pub(super) explain: bool,
+
+    /// One arm and one prompt at a time, as a plain script would: to compare with
+    #[arg(long, hide = true)]
+    pub(super) naive: bool,
+}
+
 impl TuneArgs {
     pub(super) fn tuning(self) -> Tuning {
         match (self.no_tune, self.retune) {
@@ -160,6 +183,9 @@ pub(super) struct AuditArgs {
     pub(super) tune: TuneArgs,
 
     #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -189,6 +215,9 @@ pub(super) struct DemoArgs {
     pub(super) tune: TuneArgs,
 
     #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -213,6 +242,9 @@ pub(super) struct GenerateArgs {
 
     #[command(flatten)]
     pub(super) tune: TuneArgs,
+
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
 
     #[command(flatten)]
     pub(super) common: Common,

@@ -1,12 +1,14 @@
 //! `undertext audit`.
 
-use super::args::{AuditArgs, Common, TuneArgs};
+use super::args::{AuditArgs, Common, MemoryArgs, TuneArgs};
+use super::arms::Arms;
 use super::device::Device;
-use super::output::{Output, notice};
+use super::output::{Output, notice, say};
 use super::progress::Progress;
 use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Watch};
-use crate::error::Result;
-use crate::report::{Report, Style, report_text};
+use crate::engine::Options;
+use crate::error::{Error, Result};
+use crate::report::{Report, Style, counters_text, report_text};
 
 /// Runs the audit that the flags describe.
 pub(super) fn run(args: AuditArgs) -> Result<()> {
@@ -21,7 +23,7 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
         tokenizer: args.tokenizer,
         corpus: args.corpus.map(Into::into),
     })?;
-    execute(plan, &args.common, args.tune, &|_| {}, "")
+    execute(plan, &args.common, args.tune, &args.memory, &|_| {}, "")
 }
 
 /// Runs a plan and hands its report over; `relabel` may change what the report calls things, `title` stands above its
@@ -30,20 +32,26 @@ pub(super) fn execute(
     plan: Plan,
     common: &Common,
     tune: TuneArgs,
+    memory: &MemoryArgs,
     relabel: &dyn Fn(&mut Report),
     title: &str,
 ) -> Result<()> {
     let output = Output::new(common.json.clone());
     plan.notices.iter().for_each(|text| notice(text));
     let audit = Audit::open(plan)?;
-    let device = Device::open(common.device.as_ref(), tune.tuning())?;
-    let mut open = |checkpoint: &_, precision, needs| device.load(checkpoint, precision, needs);
-    let record = Record { output: &output, device: &device, relabel };
+    let device = Device::open(common.device.as_ref(), tune.tuning(), memory.vram.is_some())?;
+    let arms =
+        Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, audit.needs(), memory);
+    let record = Record { output: &output, device: &device, arms: &arms, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
     record.save(&audit.nothing_yet())?;
-    let mut watch = Watching { record: &record, progress: Progress::new("tasks") };
-    let (findings, result) = audit.run(&mut open, &mut watch);
+    let mut watch = Watching { record: &record, progress: Progress::new("answers") };
+    let options = Options { one_at_a_time: memory.naive, ..Options::default() };
+    let (findings, result) = audit.run(&mut &arms, options, &mut watch);
     watch.progress.finish();
+    if memory.explain {
+        say(&counters_text(&record.report(&findings).counters));
+    }
     if result.is_ok() || !findings.arms.is_empty() {
         let report = record.report(&findings);
         output.emit(&report, |style| text(&report, title, style))?;
@@ -68,6 +76,7 @@ fn text(report: &Report, title: &str, style: Style) -> String {
 struct Record<'a> {
     output: &'a Output,
     device: &'a Device,
+    arms: &'a Arms<'a>,
     relabel: &'a dyn Fn(&mut Report),
 }
 
@@ -75,6 +84,8 @@ impl Record<'_> {
     fn report(&self, findings: &Findings) -> Report {
         let mut report = Report::new(findings, &self.device.info());
         report.kernels = self.device.kernels();
+        (report.gpu_seconds, report.gpu_timed_dispatches) = self.device.seconds();
+        report.memory = self.arms.record();
         (self.relabel)(&mut report);
         report
     }
@@ -92,16 +103,28 @@ struct Watching<'a> {
 }
 
 impl Watch for Watching<'_> {
-    fn arm(&mut self, arm: ArmInfo<'_>) {
-        self.progress.arm(&format!("{} {}", arm.model.name, arm.precision), arm.index, arm.total, arm.tasks);
+    fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize) {
+        let name = |arm: &ArmInfo<'_>| format!("{} {}", arm.model.name, arm.precision);
+        let label = match arms {
+            [] => String::new(),
+            [arm] => format!("[{}/{total}] {}", first + 1, name(arm)),
+            [one, .., last] => {
+                format!("[{}-{}/{total}] {} to {}", first + 1, first + arms.len(), name(one), name(last))
+            }
+        };
+        self.progress.part(&label, first * tasks, total * tasks);
     }
 
-    fn task(&mut self, done: usize) {
-        self.progress.task(done);
+    fn answered(&mut self, done: usize) {
+        self.progress.done(done);
+    }
+
+    fn smaller(&mut self, error: &Error) {
+        notice(&format!("{error}; trying again with batches of half the size"));
     }
 
     fn measured(&mut self, findings: &Findings) -> Result<()> {
-        self.progress.arm_done();
+        self.progress.part_done();
         self.record.save(findings)
     }
 }

@@ -28,10 +28,10 @@ pub(super) fn run(args: CodesArgs) -> Result<()> {
             [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
         let progress = progress.get_or_insert_with(|| {
             let mut progress = Progress::new("million weights");
-            progress.arm(&name, 0, 1, total);
+            progress.part(&name, 0, total);
             progress
         });
-        progress.task(done);
+        progress.done(done);
     });
     if let Some(mut progress) = progress {
         progress.finish();

@@ -42,7 +42,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
         limit: args.limit,
         ..Request::default()
     })?;
-    execute(plan, &args.common, args.tune, &relabel, TITLE)
+    execute(plan, &args.common, args.tune, &args.memory, &relabel, TITLE)
 }
 
 fn unpack(files: &Dir<'_>, to: &Path) -> Result<()> {

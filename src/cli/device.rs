@@ -1,18 +1,11 @@
-//! The device that the user means, and models opened on it.
+//! The device that the user means.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::output::notice;
-use crate::audit::Needs;
-use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::gpu::{self, DeviceChoice, DeviceInfo, Gpu, Tuning};
-use crate::model::{Forward, Llama, PAGE, Reference};
-use crate::quant::Precision;
-
-/// Most bytes that a model's cache may take, unless one task alone needs more.
-const CACHE_BYTES: usize = 512 << 20;
 
 /// What the forward passes run on.
 #[derive(Clone, Debug)]
@@ -26,11 +19,12 @@ pub enum Device {
 impl Device {
     /// Opens the device that `choice` means. Without a choice it is the best adapter, or the CPU pass if there is none;
     /// what is slow about it is said on stderr. Kernels are chosen as `tuning` says, remembered in the user's cache folder.
+    /// With `watched` the driver's allocator is looked at, for the record.
     ///
     /// # Errors
     ///
     /// [`crate::Error::NoDevice`] if there is no such device, [`crate::Error::Device`] if it cannot be opened.
-    pub fn open(choice: Option<&DeviceChoice>, tuning: Tuning) -> Result<Self> {
+    pub fn open(choice: Option<&DeviceChoice>, tuning: Tuning, watched: bool) -> Result<Self> {
         let choice = match choice {
             Some(DeviceChoice::Cpu) => return Ok(Self::Cpu),
             None | Some(DeviceChoice::Best) if gpu::list().is_empty() => {
@@ -40,7 +34,8 @@ impl Device {
             None => &DeviceChoice::Best,
             Some(choice) => choice,
         };
-        let gpu = Gpu::open(choice)?.with_tuning(tuning, gpu::cache_folder().as_deref());
+        let gpu = Gpu::open(choice)?.with_tuning(tuning, gpu::cache_folder().as_deref()).with_profile(true);
+        let gpu = if watched { gpu.with_watched_memory() } else { gpu };
         let info = gpu.info();
         if info.is_software() && *choice == DeviceChoice::Best {
             notice(&format!("{} is a software adapter: right, but slow", info.name));
@@ -66,31 +61,13 @@ impl Device {
         }
     }
 
-    /// Loads a checkpoint at a precision.
-    ///
-    /// # Errors
-    ///
-    /// If a weight cannot be read or is not finite, or if the device fails or is too small.
-    pub fn load(
-        &self,
-        checkpoint: &Checkpoint,
-        precision: Precision,
-        needs: Needs,
-    ) -> Result<Box<dyn Forward>> {
-        let tokens = cache_tokens(checkpoint, needs);
+    /// The device's own seconds by kernel so far, and the launches that these were measured on; none for the CPU pass
+    /// and for an adapter without a clock.
+    #[must_use]
+    pub fn seconds(&self) -> (BTreeMap<String, f64>, u64) {
         match self {
-            Self::Cpu => Ok(Box::new(Reference::load(checkpoint, precision, needs.quantize_head, tokens)?)),
-            Self::Gpu(gpu) => {
-                Ok(Box::new(Llama::load(gpu, checkpoint, precision, needs.quantize_head, tokens)?))
-            }
+            Self::Cpu => (BTreeMap::new(), 0),
+            Self::Gpu(gpu) => (gpu.kernel_seconds(), gpu.timed_dispatches()),
         }
     }
-}
-
-/// Tokens of a cache that holds all tasks if [`CACHE_BYTES`] allow it, and the longest one in any case.
-fn cache_tokens(checkpoint: &Checkpoint, needs: Needs) -> usize {
-    let config = checkpoint.config();
-    let token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * size_of::<f32>();
-    let affordable = CACHE_BYTES / token_bytes.max(1) / PAGE * PAGE;
-    needs.all.min(affordable).max(needs.longest)
 }

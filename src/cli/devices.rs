@@ -12,7 +12,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     let output = Output::new(args.common.json.clone());
     let infos = match &args.common.device {
         None => gpu::list(),
-        Some(choice) => vec![Device::open(Some(choice), Tuning::Off)?.info()],
+        Some(choice) => vec![Device::open(Some(choice), Tuning::Off, false)?.info()],
     };
     if infos.is_empty() {
         notice("no GPU adapter found; --device cpu always works");

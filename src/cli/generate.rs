@@ -1,21 +1,22 @@
 //! `undertext generate`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::args::GenerateArgs;
+use super::arms::open_one;
 use super::device::Device;
-use super::output::{Output, notice};
-use crate::audit::Needs;
+use super::output::{Output, notice, say};
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Ask, Engine, Observation, Options, Task};
+use crate::engine::{Ask, Engine, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
-use crate::model::{check_tensors, stored_scheme};
+use crate::model::{Source, check_tensors, stored_scheme};
 use crate::quant::Precision;
-use crate::report::schema;
+use crate::report::{counters_text, schema};
 
 /// Continues the prompt.
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    let GenerateArgs { model, prompt, max_new_tokens, quantize_head, tune, common } = args;
+    let GenerateArgs { model, prompt, max_new_tokens, quantize_head, tune, memory, common } = args;
     let (model, json) = match (model, common.json) {
         // `--json DIR`: the directory is the one thing that cannot be missing.
         (None, Some(Some(directory))) => (directory, Some(None)),
@@ -23,23 +24,29 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     };
     let output = Output::new(json);
     let (directory, precision) = split(&model)?;
-    let checkpoint = Checkpoint::open(&directory)?;
+    let checkpoint = Arc::new(Checkpoint::open(&directory)?);
     check_tensors(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt_ids = tokenizer.encode(&prompt)?;
     let max_new = fit(prompt_ids.len(), max_new_tokens, checkpoint.config().context)?;
 
-    let device = Device::open(common.device.as_ref(), tune.tuning())?;
+    let device = Device::open(common.device.as_ref(), tune.tuning(), memory.vram.is_some())?;
     let stop = checkpoint.config().eos.clone();
     let tasks = [Task { tokens: prompt_ids, ask: Ask::Generate { max_new, stop } }];
-    let forward = device.load(&checkpoint, precision, Needs::of(&tasks, quantize_head))?;
-    let mut engine = Engine::new(model.display().to_string(), forward, Options::default());
-    let observations = engine.run(&tasks, &mut |_| Ok(()))?;
+    let name = model.display().to_string();
+    let source = Source { checkpoint: Arc::clone(&checkpoint), precision };
+    let (lockstep, laid_out) = open_one(&device, source, &name, quantize_head, Needs::of(&tasks), &memory)?;
+    let mut engine = Engine::new(vec![name], lockstep, Options::default());
+    let mut observations = Vec::new();
+    for arm in engine.run(&tasks, &mut |_| Ok(()))? {
+        observations.extend(arm?);
+    }
     let [Task { tokens: prompt_ids, .. }] = tasks;
     let token_ids = match observations.into_iter().next() {
         Some(Observation::Generated { tokens, .. }) => tokens,
         _ => Vec::new(),
     };
+    let (gpu_seconds, gpu_timed_dispatches) = device.seconds();
     let generated = schema::Generated {
         text: tokenizer.decode(&token_ids)?,
         prompt_ids,
@@ -48,8 +55,14 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         precision: precision.name().to_owned(),
         scheme: precision.scheme(stored_scheme(&checkpoint)?).name().to_owned(),
         kernels: device.kernels(),
+        gpu_seconds,
+        gpu_timed_dispatches,
+        memory: laid_out,
         counters: engine.counters().into(),
     };
+    if memory.explain {
+        say(&counters_text(&generated.counters));
+    }
     output.emit(&generated, |_| format!("{}\n", generated.text))
 }
 

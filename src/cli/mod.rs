@@ -4,12 +4,14 @@
 //! codes are those of [`crate::error`].
 
 mod args;
+mod arms;
 mod audit;
 mod codes;
 mod demo;
 mod device;
 mod devices;
 mod generate;
+mod memory;
 mod output;
 mod progress;
 

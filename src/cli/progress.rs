@@ -10,20 +10,20 @@ use super::output::say;
 /// Least time between two lines where stderr is not a terminal.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// A bar with the time left on a terminal; elsewhere a plain line for each arm, and one every 30 s within an arm.
+/// A bar with the time left on a terminal; elsewhere a plain line for each part of the work, and one every 30 s within
+/// a part.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     unit: &'static str,
     name: String,
-    index: usize,
-    total: usize,
-    tasks: usize,
+    before: usize,
+    all: usize,
     begun: Instant,
     said: Instant,
 }
 
 impl Progress {
-    /// `unit` is what an arm's tasks are called.
+    /// `unit` is what is counted.
     pub(super) fn new(unit: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
@@ -33,39 +33,40 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, unit, name: String::new(), index: 0, total: 0, tasks: 0, begun: now, said: now }
+        Self { bar, unit, name: String::new(), before: 0, all: 0, begun: now, said: now }
     }
 
-    /// Arm `index` of `total` begins; it has `tasks` tasks, as every arm has.
-    pub(super) fn arm(&mut self, name: &str, index: usize, total: usize, tasks: usize) {
-        (self.index, self.total, self.tasks) = (index, total, tasks);
-        self.name = format!("[{}/{total}] {name}", index + 1);
+    /// A part begins; `before` of `all` are done.
+    pub(super) fn part(&mut self, name: &str, before: usize, all: usize) {
+        (self.before, self.all) = (before, all);
+        name.clone_into(&mut self.name);
         (self.begun, self.said) = (Instant::now(), Instant::now());
         if let Some(bar) = &self.bar {
-            bar.set_length((total * tasks) as u64);
+            bar.set_length(all as u64);
+            bar.set_position(before as u64);
             bar.set_message(self.name.clone());
         }
     }
 
-    /// The arm has answered `done` tasks.
-    pub(super) fn task(&mut self, done: usize) {
+    /// The part has done so many.
+    pub(super) fn done(&mut self, done: usize) {
         if let Some(bar) = &self.bar {
-            bar.set_position((self.index * self.tasks + done) as u64);
+            bar.set_position((self.before + done) as u64);
         } else if self.said.elapsed() >= QUIET {
             self.said = Instant::now();
             let left = self.left(done).map_or_else(String::new, |left| format!(", about {left} s left"));
-            say(&format!("{}: {done} of {} {}{left}", self.name, self.tasks, self.unit));
+            say(&format!("{}: {} of {} {}{left}", self.name, self.before + done, self.all, self.unit));
         }
     }
 
-    /// Seconds that the arm still takes if it goes on as it went so far.
+    /// Seconds that the rest still takes if it goes on as this part went so far.
     fn left(&self, done: usize) -> Option<u64> {
-        let tasks = self.tasks.checked_sub(done)? as u64;
-        (self.begun.elapsed().as_secs() * tasks).checked_div(done as u64)
+        let rest = self.all.checked_sub(self.before + done)? as u64;
+        (self.begun.elapsed().as_secs() * rest).checked_div(done as u64)
     }
 
-    /// The arm is measured.
-    pub(super) fn arm_done(&mut self) {
+    /// The part is done.
+    pub(super) fn part_done(&mut self) {
         if self.bar.is_none() {
             say(&format!("{}: {:.1} s", self.name, self.begun.elapsed().as_secs_f64()));
         }

@@ -1,14 +1,21 @@
 //! Tasks in, observations out.
 //!
-//! [`Engine`] packs ragged sequences into batches, keeps their keys and values in pages of the
-//! model's cache, and asks the model through [`Forward`](crate::model::Forward). An observation is
-//! a function of its task alone: it does not depend on the other tasks, their order, the capacity, or
-//! prefix sharing, as long as the model's answer for a token depends on nothing but the tokens before.
+//! [`Engine`] packs ragged sequences into batches and batches into passes over the weights, keeps keys and values in
+//! pages of the arms' caches, and asks all arms at once through [`Lockstep`](crate::model::Lockstep). An observation
+//! is a function of its task and its arm alone: it does not depend on the other tasks, their order, the other arms,
+//! the capacity, or prefix sharing, as long as the model's answer for a token depends on nothing but the tokens
+//! before.
 
+mod needs;
 mod pages;
+mod passes;
+mod plan;
+mod queue;
 mod run;
 mod sequence;
 
+pub use needs::{Demand, Needs};
+pub use plan::{Budget, Given, Item, MemoryPlan, Predicted};
 pub use run::{Engine, Finished, Options};
 
 /// One prompt of a suite and what is asked of it.

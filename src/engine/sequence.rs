@@ -30,13 +30,19 @@ impl<'a> Sequence<'a> {
         self.cached
     }
 
-    pub(super) fn is_score(&self) -> bool {
-        self.task.ask == Ask::Score
-    }
-
     /// Whether rows of the task's own tokens are left to run.
     pub(super) fn in_prefill(&self) -> bool {
         self.cached < self.rows().min(self.task.tokens.len())
+    }
+
+    /// Rows that are left to run with the tokens there are.
+    pub(super) fn left(&self) -> usize {
+        self.rows() - self.cached
+    }
+
+    /// Where its keys and values are.
+    pub(super) fn pages(&self) -> &[u32] {
+        &self.pages
     }
 
     /// Rows that can be run with the tokens there are.
@@ -81,16 +87,15 @@ impl<'a> Sequence<'a> {
         }
     }
 
-    /// What the task asked for, and the pages to let go.
-    pub(super) fn finish(mut self) -> (Observation, Vec<u32>) {
-        let observation = match self.task.ask {
+    /// What the task asked for.
+    pub(super) fn finish(mut self) -> Observation {
+        match self.task.ask {
             Ask::Score => Observation::Scored { log_probs: self.log_probs, argmax: self.argmax },
             Ask::Generate { .. } => Observation::Generated {
                 tokens: self.tokens.split_off(self.task.tokens.len()),
                 log_probs: self.log_probs,
             },
-        };
-        (observation, self.pages)
+        }
     }
 }
 

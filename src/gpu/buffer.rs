@@ -1,8 +1,9 @@
 //! Device memory: allocation with accounting, upload, readback.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{PoisonError, mpsc};
 use std::time::Duration;
 
 use bytemuck::Pod;
@@ -10,8 +11,26 @@ use bytemuck::Pod;
 use super::Gpu;
 use crate::error::{Error, Result};
 
-/// Uploads are handed over in pieces of this size, so that the driver's staging memory stays small.
-const UPLOAD_PIECE_BYTES: usize = 32 << 20;
+/// Uploads are handed over in pieces of this size.
+const UPLOAD_PIECE_BYTES: u64 = 4 << 20;
+
+/// Uploads that may be on their way at a time unless said otherwise: the driver's staging memory.
+const UPLOADS_BYTES: u64 = 64 << 20;
+
+/// Uploads that were handed over and may not be done.
+#[derive(Debug)]
+pub(super) struct Uploads {
+    limit: u64,
+    /// Written, but not handed over.
+    waiting: u64,
+    running: VecDeque<(wgpu::SubmissionIndex, u64)>,
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self { limit: UPLOADS_BYTES, waiting: 0, running: VecDeque::new() }
+    }
+}
 
 /// The longest that a callback may come after its work is done.
 const CALLBACK_PATIENCE: Duration = Duration::from_secs(60);
@@ -106,6 +125,7 @@ impl Gpu {
             })
         })?;
         self.memory.take(bytes);
+        self.watch_memory();
         let allocation = Allocation { raw, bytes, memory: Arc::clone(&self.memory) };
         Ok(Buffer { allocation: Arc::new(allocation), offset: 0, bytes })
     }
@@ -119,15 +139,49 @@ impl Gpu {
         let data: &[u8] = bytemuck::cast_slice(data);
         assert!(data.len() as u64 <= buffer.bytes, "{} bytes into {}", data.len(), buffer.bytes);
         let mut offset = buffer.offset;
-        for piece in data.chunks(UPLOAD_PIECE_BYTES) {
+        for piece in data.chunks(usize::try_from(UPLOAD_PIECE_BYTES).unwrap_or(usize::MAX)) {
             self.queue.write_buffer(&buffer.allocation.raw, offset, piece);
             offset += piece.len() as u64;
-            if piece.len() == UPLOAD_PIECE_BYTES {
-                // Lets the driver copy and free this piece's staging memory now.
-                self.submit([]);
-            }
+            self.pace_uploads(piece.len() as u64);
         }
         self.uploaded.fetch_add(data.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Lets no more than `bytes` of uploads be on their way at a time.
+    pub fn limit_uploads(&self, bytes: u64) {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner).limit = bytes.max(UPLOAD_PIECE_BYTES);
+    }
+
+    /// Counts an upload of `bytes`, and waits while too many are on their way: each holds memory of the driver's
+    /// until the device comes to it.
+    fn pace_uploads(&self, bytes: u64) {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.waiting += bytes;
+        if uploads.waiting < UPLOAD_PIECE_BYTES {
+            return;
+        }
+        let index = self.submit([]);
+        let handed_over = std::mem::take(&mut uploads.waiting);
+        uploads.running.push_back((index, handed_over));
+        self.watch_memory();
+        while uploads.running.iter().map(|(_, bytes)| bytes).sum::<u64>() > uploads.limit {
+            let Some((index, _)) = uploads.running.pop_front() else { return };
+            // What fails here fails again, and is reported, when results are read.
+            let _ = self.poll("an upload", Some(&index), CALLBACK_PATIENCE);
+        }
+    }
+
+    /// Copies the whole of `from` to the front of `to` on the device, after all work submitted before.
+    ///
+    /// # Panics
+    ///
+    /// If it does not fit.
+    pub fn copy(&self, from: &Buffer, to: &Buffer) {
+        assert!(from.bytes <= to.bytes, "{} bytes into {}", from.bytes, to.bytes);
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let (source, target) = (&from.allocation.raw, &to.allocation.raw);
+        encoder.copy_buffer_to_buffer(source, from.offset, target, to.offset, from.bytes);
+        self.submit([encoder.finish()]);
     }
 
     /// Allocates a buffer that holds `data`; a tail short of 4 bytes is filled with zeros.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytemuck::Pod;
 
+use super::profile::elapsed;
 use super::{Buffer, Gpu, Pipeline};
 use crate::error::{Error, Result};
 
@@ -217,8 +218,7 @@ impl Commands {
         encoder.copy_buffer_to_buffer(&resolved, 0, binding.buffer, binding.offset, 16);
         gpu.submit([encoder.finish()]);
         let stamps: Vec<u64> = gpu.read(&stamps, 2)?;
-        // Some drivers write zeros or equal stamps: treat those as missing.
-        let ticks = stamps[1].checked_sub(stamps[0]).filter(|ticks| stamps[0] > 0 && *ticks > 0);
+        let ticks = elapsed(stamps[0], stamps[1]);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole nanoseconds")]
         Ok(ticks.map(|ticks| (ticks as f64 * f64::from(gpu.queue.get_timestamp_period())) as u64))
     }
@@ -258,34 +258,46 @@ fn encode(
 ) -> Result<()> {
     let Some(last) = dispatches.last() else { return Ok(()) };
     let sentinel = gpu.sentinel()?;
+    let launches = dispatches.iter().map(|d| (&*d.pipeline, d.work as f64));
+    let mut trace = if queries.is_none() { gpu.trace(launches)? } else { None };
     gpu.guarded("a submission", 0, || {
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: None,
-            timestamp_writes: queries.map(|query_set| wgpu::ComputePassTimestampWrites {
-                query_set,
-                beginning_of_pass_write_index: Some(0),
-                end_of_pass_write_index: Some(1),
-            }),
+        let whole = queries.map(|query_set| wgpu::ComputePassTimestampWrites {
+            query_set,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
         });
-        for dispatch in dispatches {
-            let bind_group = bind(gpu, &dispatch.pipeline, &dispatch.buffers, uniform, dispatch.params_bytes);
-            pass.set_pipeline(&dispatch.pipeline.raw);
-            pass.set_bind_group(0, &bind_group, &[dispatch.params_offset]);
-            let [x, y, z] = dispatch.grid.size;
-            pass.dispatch_workgroups(x, y, z);
+        let split = trace.is_some();
+        // One pass, or one for each kernel if they are timed apart.
+        for run in dispatches.chunk_by(|a, b| !split || a.pipeline.kernel() == b.pipeline.kernel()) {
+            let work = run.iter().map(|d| d.work as f64).sum();
+            let own = trace.as_mut().and_then(|trace| trace.pass(&run[0].pipeline, run.len(), work));
+            let timestamp_writes = own.or_else(|| whole.clone());
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+            let mut pass = encoder.begin_compute_pass(&descriptor);
+            for dispatch in run {
+                let bind_group =
+                    bind(gpu, &dispatch.pipeline, &dispatch.buffers, uniform, dispatch.params_bytes);
+                pass.set_pipeline(&dispatch.pipeline.raw);
+                pass.set_bind_group(0, &bind_group, &[dispatch.params_offset]);
+                let [x, y, z] = dispatch.grid.size;
+                pass.dispatch_workgroups(x, y, z);
+            }
         }
-        if queries.is_some() {
-            // The sentinel is not timed.
-            drop(pass);
-            pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        }
+        // The sentinel is not timed.
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let buffers = [sentinel.finished.clone(), last.written().clone()];
         pass.set_pipeline(&sentinel.pipeline.raw);
         pass.set_bind_group(0, &bind(gpu, &sentinel.pipeline, &buffers, &sentinel.params, 16), &[0]);
         pass.dispatch_workgroups(1, 1, 1);
         drop(pass);
+        if let Some(trace) = &trace {
+            trace.resolve(&mut encoder);
+        }
         gpu.hand_over(sentinel, [encoder.finish()], dispatches.iter().map(|d| d.work as f64).sum());
+        if let Some(trace) = trace {
+            gpu.follow(trace);
+        }
     })
     .map_err(|error| match error {
         Error::Device { report, .. } => {

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::buffer::Memory;
+use super::buffer::{Memory, Uploads};
 use super::choice::{self, DeviceChoice, DeviceInfo};
 use super::line::{Line, Sentinel};
+use super::memory;
+use super::profile::Profile;
 use super::shader::Pipeline;
 use super::tune::Tuner;
 use crate::error::{Error, Result};
@@ -18,12 +20,17 @@ pub struct Gpu {
     pub(super) queue: wgpu::Queue,
     pub(super) limits: wgpu::Limits,
     pub(super) memory: Arc<Memory>,
+    pub(super) memory_size: Option<u64>,
     pub(super) uploaded: AtomicU64,
+    pub(super) uploads: Mutex<Uploads>,
+    /// What the driver's allocator held at most, as far as it was looked at; `None` unless it is watched.
+    allocated: Option<AtomicU64>,
     pub(super) dispatches: AtomicU64,
     pub(super) submissions: AtomicU64,
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     pub(super) tuner: Tuner,
     pub(super) line: Mutex<Line>,
+    pub(super) profile: Profile,
     /// Held while the queue is handed work or waited for: wgpu-core 30 panics if one thread submits while
     /// another one's wait ends ("the current submission index should be at least the wait submission index").
     turn: Mutex<()>,
@@ -90,12 +97,16 @@ impl Gpu {
             queue,
             limits,
             memory: Arc::default(),
+            memory_size: memory::of(adapter),
             uploaded: AtomicU64::new(0),
+            uploads: Mutex::default(),
+            allocated: None,
             dispatches: AtomicU64::new(0),
             submissions: AtomicU64::new(0),
             pipelines: Mutex::default(),
             tuner: Tuner::default(),
             line: Mutex::default(),
+            profile: Profile::default(),
             turn: Mutex::default(),
             sentinel: OnceLock::new(),
             info,
@@ -157,6 +168,27 @@ impl Gpu {
     #[must_use]
     pub fn peak_bytes(&self) -> u64 {
         self.memory.peak()
+    }
+
+    /// Looks at wgpu's allocator after every allocation, which costs some microseconds each time.
+    #[must_use]
+    pub fn with_watched_memory(mut self) -> Self {
+        self.allocated = Some(AtomicU64::new(0));
+        self
+    }
+
+    /// Most bytes that wgpu's allocator held, staging included; `None` if it was not watched or does not tell.
+    #[must_use]
+    pub fn peak_allocated_bytes(&self) -> Option<u64> {
+        self.allocated.as_ref().map(|peak| peak.load(Ordering::Relaxed)).filter(|peak| *peak > 0)
+    }
+
+    pub(super) fn watch_memory(&self) {
+        if let Some(peak) = &self.allocated
+            && let Some(report) = self.device.generate_allocator_report()
+        {
+            peak.fetch_max(report.total_allocated_bytes, Ordering::Relaxed);
+        }
     }
 
     /// The first failure that no error scope caught.

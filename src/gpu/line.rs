@@ -184,11 +184,18 @@ impl Gpu {
             let start = line.done.map_or(piece.since, |done| done.max(piece.since));
             line.pace.observe(piece.work, now.saturating_duration_since(start), late);
             line.done = Some(now);
+            drop(line);
+            self.harvest();
         }
     }
 
     /// Waits for a submission, or all; `false` if it is not done in `patience`.
-    fn poll(&self, during: &str, index: Option<&wgpu::SubmissionIndex>, patience: Duration) -> Result<bool> {
+    pub(super) fn poll(
+        &self,
+        during: &str,
+        index: Option<&wgpu::SubmissionIndex>,
+        patience: Duration,
+    ) -> Result<bool> {
         let poll = wgpu::PollType::Wait { submission_index: index.cloned(), timeout: Some(patience) };
         let _turn = self.turn();
         match self.device.poll(poll) {

@@ -5,7 +5,9 @@ mod choice;
 mod commands;
 mod device;
 mod line;
+mod memory;
 mod pace;
+mod profile;
 mod shader;
 mod tune;
 

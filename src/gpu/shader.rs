@@ -92,6 +92,13 @@ pub struct Pipeline {
     pub(super) bindings: Vec<Binding>,
 }
 
+impl Pipeline {
+    /// The first part of its name: the kernel without what it was linked with.
+    pub(super) fn kernel(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+}
+
 impl Gpu {
     /// The compiled kernel of `source`, compiled at first use.
     ///

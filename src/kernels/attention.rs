@@ -7,13 +7,16 @@ use super::link::{file, params, plain};
 use super::pack::small;
 use super::rope::Heads;
 use super::split::token_ranges;
-use super::{Case, Kernel, Output, Prepared, Want, Work};
+use super::{Case, Kernel, KvFormat, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 
 const WG: u32 = 64;
 /// Lanes that share a query; `attention_decode.wgsl` has the same number.
 const DECODE_LANES: usize = 8;
+
+/// Lanes of a subgroup that share out a key or a value: the largest number that the device's smallest subgroup has.
+const SUBGROUP_LANES: [u32; 2] = [4, 8];
 
 /// A place is four u32.
 const PLACE_BYTES: usize = 16;
@@ -25,31 +28,55 @@ params!(Params { t: u32, heads: u32, kv_heads: u32, scale: f32 });
 
 pub(super) const PREFILL: Kernel = Kernel {
     name: "attention_prefill",
-    sources: || WIDTHS.map(|width| prefill_source(width, 16)).to_vec(),
+    sources: || forms(prefill_source),
     params: Params::layout,
-    cases: || cases("attention_prefill", false),
+    cases: || cases("attention_prefill", Variant::Prefill),
+};
+pub(super) const PREFILL_SUBGROUP: Kernel = Kernel {
+    name: "attention_prefill_subgroup",
+    sources: || {
+        SUBGROUP_LANES
+            .into_iter()
+            .flat_map(|n| forms(move |e, page, kv| subgroup_source(e, page, kv, n)))
+            .collect()
+    },
+    params: Params::layout,
+    cases: || cases("attention_prefill_subgroup", Variant::PrefillSubgroup),
 };
 pub(super) const DECODE: Kernel = Kernel {
     name: "attention_decode",
-    sources: || WIDTHS.map(|width| decode_source(width, 16)).to_vec(),
+    sources: || forms(decode_source),
     params: Params::layout,
-    cases: || cases("attention_decode", true),
+    cases: || cases("attention_decode", Variant::Decode),
 };
 
-fn prefill_source(width: usize, page: usize) -> Source {
-    let mut source = plain(format!("attention_prefill/e={width}"), file!("attention_prefill.wgsl"));
-    // Before the kernel: naga 30 panics where an array's type comes before the override of its size.
-    source.parts.insert(0, file!("common/attention.wgsl"));
-    source.consts.push(("QUADS", small(width / 4)));
-    source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
+/// Every width and cache format.
+fn forms(source: impl Fn(usize, usize, KvFormat) -> Source + Copy) -> Vec<Source> {
+    WIDTHS.into_iter().flat_map(|width| KvFormat::ALL.map(|format| source(width, 16, format))).collect()
+}
+
+fn prefill_source(width: usize, page: usize, format: KvFormat) -> Source {
+    let name = format!("attention_prefill/{} e={width}", format.name());
+    linked(plain(name, file!("attention_prefill.wgsl")), width, page, format)
+}
+
+fn subgroup_source(width: usize, page: usize, format: KvFormat, lanes: u32) -> Source {
+    let name = format!("attention_prefill_subgroup/{} e={width} lanes={lanes}", format.name());
+    let mut source = linked(plain(name, file!("attention_prefill_subgroup.wgsl")), width, page, format);
+    source.consts.push(("LANES", lanes));
+    source.needs_subgroups = true;
     source
 }
 
-fn decode_source(width: usize, page: usize) -> Source {
-    let mut source =
-        plain(format!("attention_decode/e={width}"), file!("attention_decode.wgsl")).with_index();
+fn decode_source(width: usize, page: usize, format: KvFormat) -> Source {
+    let name = format!("attention_decode/{} e={width}", format.name());
+    linked(plain(name, file!("attention_decode.wgsl")).with_index(), width, page, format)
+}
+
+fn linked(mut source: Source, width: usize, page: usize, format: KvFormat) -> Source {
     // Before the kernel: naga 30 panics where an array's type comes before the override of its size.
     source.parts.insert(0, file!("common/attention.wgsl"));
+    format.link(&mut source);
     source.consts.push(("QUADS", small(width / 4)));
     source.overrides.extend([("WG", f64::from(WG)), ("PAGE", page as f64)]);
     source
@@ -60,9 +87,9 @@ fn decode_source(width: usize, page: usize) -> Source {
 pub struct Operands<'a> {
     /// `[t, h, e]` f32, turned.
     pub q: &'a Buffer,
-    /// `[slots, g, e]` f32.
+    /// `[slots, g, e]` in the cache format.
     pub cache_k: &'a Buffer,
-    /// `[slots, g, e]` f32.
+    /// `[slots, g, e]` in the cache format.
     pub cache_v: &'a Buffer,
     /// Pages of every sequence, u32.
     pub table: &'a Buffer,
@@ -106,25 +133,54 @@ impl Operands<'_> {
     }
 }
 
+/// What a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    Prefill,
+    PrefillSubgroup,
+    Decode,
+}
+
 /// Attention of many tokens a sequence.
+///
+/// Where the device has subgroups, their lanes hold keys and values for each other; elsewhere a lane loads what
+/// it needs. The two differ in the last bits; a device always runs the same one.
 #[derive(Clone, Debug)]
 pub struct AttentionPrefill {
+    subgroups: bool,
     pipeline: Arc<Pipeline>,
 }
 
 impl AttentionPrefill {
-    /// Compiles the kernel for heads of `width` and pages of `page` tokens.
+    /// Compiles the kernel for heads of `width`, pages of `page` tokens and a cache in `format`.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, width: usize, page: usize) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&prefill_source(width, page))? })
+    pub fn new(gpu: &Gpu, width: usize, page: usize, format: KvFormat) -> Result<Self> {
+        Self::in_form(gpu, width, page, format, gpu.has_subgroups())
+    }
+
+    fn in_form(gpu: &Gpu, width: usize, page: usize, format: KvFormat, subgroups: bool) -> Result<Self> {
+        let smallest = gpu.info().subgroups[0];
+        let lanes = SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
+        let source = match lanes {
+            Some(lanes) if subgroups => subgroup_source(width, page, format, lanes),
+            _ => prefill_source(width, page, format),
+        };
+        Ok(Self { subgroups, pipeline: gpu.pipeline(&source)? })
     }
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        let grid = |t: usize| Grid::plane(t.div_ceil(WG as usize), operands.heads.queries);
+        let Heads { queries, kv, .. } = operands.heads;
+        let grid = |t: usize| {
+            if self.subgroups {
+                Grid::plane((t * (queries / kv)).div_ceil(WG as usize), kv)
+            } else {
+                Grid::plane(t.div_ceil(WG as usize), queries)
+            }
+        };
         operands.record(commands, &self.pipeline, grid);
     }
 }
@@ -136,13 +192,13 @@ pub struct AttentionDecode {
 }
 
 impl AttentionDecode {
-    /// Compiles the kernel for heads of `width` and pages of `page` tokens.
+    /// Compiles the kernel for heads of `width`, pages of `page` tokens and a cache in `format`.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, width: usize, page: usize) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&decode_source(width, page))? })
+    pub fn new(gpu: &Gpu, width: usize, page: usize, format: KvFormat) -> Result<Self> {
+        Ok(Self { pipeline: gpu.pipeline(&decode_source(width, page, format))? })
     }
 
     /// Records one launch.
@@ -152,36 +208,62 @@ impl AttentionDecode {
     }
 }
 
-fn cases(kernel: &'static str, decode: bool) -> Vec<Case> {
+fn cases(kernel: &'static str, variant: Variant) -> Vec<Case> {
+    let decode = variant == Variant::Decode;
     // Tokens in the cache of each sequence; all of them are queries in prefill, the last in decode.
     let lengths: [&[usize]; 4] = [&[1], &[5, 17, 1], &[70, 3, 129], &[33, 64]];
     let heads = [(1, 1, 8), (4, 2, 24), (6, 3, 64), (2, 1, 256)];
     let mut cases = Vec::new();
-    for (lengths, (queries, kv, width)) in lengths.into_iter().zip(heads) {
-        cases.push(case(kernel, lengths.to_vec(), Heads { queries, kv, width }, decode, false));
+    for format in KvFormat::ALL {
+        let case = |lengths, queries, kv, width, timed| {
+            case(kernel, lengths, Heads { queries, kv, width }, format, variant, timed)
+        };
+        for (lengths, (queries, kv, width)) in lengths.into_iter().zip(heads) {
+            cases.push(case(lengths.to_vec(), queries, kv, width, false));
+        }
+        // More sequences than a split launch has.
+        cases.push(case((1..=19).collect(), 4, 2, 24, false));
+        cases.push(case(if decode { vec![500; 8] } else { vec![512] }, 9, 3, 64, true));
     }
-    // More sequences than a split launch has.
-    cases.push(case(kernel, (1..=19).collect(), Heads { queries: 4, kv: 2, width: 24 }, decode, false));
-    let timed = if decode { vec![500; 8] } else { vec![256] };
-    cases.push(case(kernel, timed, Heads { queries: 16, kv: 8, width: 64 }, decode, true));
     cases
 }
 
-fn case(kernel: &str, lengths: Vec<usize>, heads: Heads, decode: bool, timed: bool) -> Case {
+fn case(
+    kernel: &str,
+    lengths: Vec<usize>,
+    heads: Heads,
+    format: KvFormat,
+    variant: Variant,
+    timed: bool,
+) -> Case {
+    let decode = variant == Variant::Decode;
     let pairs: usize = lengths.iter().map(|n| if decode { *n } else { n * (n + 1) / 2 }).sum();
     let Heads { queries, kv, width } = heads;
+    // Keys and values once for all queries of a group, q and out.
+    let kept: usize = lengths.iter().sum();
+    let asked = if decode { lengths.len() } else { kept };
     Case {
-        name: format!("{kernel}/ lengths={lengths:?} h={queries} g={kv} e={width}"),
-        work: Work::Flops((4 * pairs * queries * width) as u64),
+        name: format!("{kernel}/{} lengths={lengths:?} h={queries} g={kv} e={width}", format.name()),
+        work: Work::Both {
+            flops: (4 * pairs * queries * width) as u64,
+            bytes: (2 * width * (format.bytes() * kv * kept + 4 * queries * asked)) as u64,
+        },
         timed,
-        prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, decode)),
+        prepare: Box::new(move |gpu| prepare(gpu, &lengths, heads, format, variant)),
     }
 }
 
 /// A small page makes block tables matter.
 const PAGE: usize = 4;
 
-fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<Prepared> {
+fn prepare(
+    gpu: &Gpu,
+    lengths: &[usize],
+    heads: Heads,
+    format: KvFormat,
+    variant: Variant,
+) -> Result<Prepared> {
+    let decode = variant == Variant::Decode;
     // Pages of the sequences interleaved and in reverse.
     let pages: usize = lengths.iter().map(|n| n.div_ceil(PAGE)).sum();
     let mut free: Vec<u32> = (0..pages).map(small).collect();
@@ -198,11 +280,9 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<P
     let Heads { queries, kv, width } = heads;
     // Peaky: the largest scores are near 10.
     let q: Vec<f32> = noise(51, t * queries * width).iter().map(|x| 2.5 * x).collect();
-    let cache_k = noise(52, pages * PAGE * kv * width);
-    let cache_v = noise(53, pages * PAGE * kv * width);
+    let (k_buffer, cache_k) = format.upload(gpu, "cache_k", &noise(52, pages * PAGE * kv * width))?;
+    let (v_buffer, cache_v) = format.upload(gpu, "cache_v", &noise(53, pages * PAGE * kv * width))?;
     let q_buffer = gpu.upload("q", &q)?;
-    let k_buffer = gpu.upload("cache_k", &cache_k)?;
-    let v_buffer = gpu.upload("cache_v", &cache_v)?;
     let table_buffer = gpu.upload("table", &table)?;
     let places_buffer = gpu.upload("places", &places)?;
     let attended: Vec<u32> = places.iter().map(|place| place[0] + 1).collect();
@@ -221,8 +301,8 @@ fn prepare(gpu: &Gpu, lengths: &[usize], heads: Heads, decode: bool) -> Result<P
         want
     };
     let outputs = vec![Output { name: "out", buffer: out.clone(), want: Box::new(want) }];
-    let prefill = AttentionPrefill::new(gpu, width, PAGE)?;
-    let decoder = AttentionDecode::new(gpu, width, PAGE)?;
+    let prefill = AttentionPrefill::in_form(gpu, width, PAGE, format, variant == Variant::PrefillSubgroup)?;
+    let decoder = AttentionDecode::new(gpu, width, PAGE, format)?;
     let record = move |commands: &mut Commands| {
         let operands = Operands {
             q: &q_buffer,

@@ -33,6 +33,13 @@ pub enum Work {
     Bytes(u64),
     /// Bound by arithmetic: floating-point operations.
     Flops(u64),
+    /// Bound by either, as the device has it.
+    Both {
+        /// Floating-point operations.
+        flops: u64,
+        /// Bytes read and written, each operand once.
+        bytes: u64,
+    },
 }
 
 /// A case with its inputs on the device.

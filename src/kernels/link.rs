@@ -44,7 +44,7 @@ type File = (&'static str, &'static str);
 
 const INDEX: File = file!("common/index.wgsl");
 const OCT: File = file!("common/oct.wgsl");
-const HALF: File = file!("common/half.wgsl");
+pub(super) const HALF: File = file!("common/half.wgsl");
 const NIBBLES: File = file!("common/nibbles.wgsl");
 
 /// A source without formats.

@@ -232,11 +232,9 @@ pub(super) fn shapes(
             let problem = Problem { scheme, finish, t, n, k };
             cases.push(Case {
                 name: format!("{kernel}/{scheme}{} t={t} n={n} k={k}", finish.suffix()),
-                // One new token is bound by reading W once.
-                work: if t > 1 {
-                    Work::Flops((2 * t * n * k) as u64)
-                } else {
-                    Work::Bytes((n * k * scheme.bits() as usize / 8) as u64)
+                work: Work::Both {
+                    flops: (2 * t * n * k) as u64,
+                    bytes: Matrix::bytes_of(scheme, n, k) + (4 * t * (n + k)) as u64,
                 },
                 timed,
                 prepare: Box::new(move |gpu| prepare(gpu, problem)),

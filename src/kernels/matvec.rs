@@ -4,70 +4,218 @@ use std::sync::Arc;
 
 use super::link::{file, plain};
 use super::matmul::{self, Finish, Operands};
+use super::pack::small;
 use super::{Case, Kernel, Matrix};
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Grid, Pipeline, Source};
 use crate::quant::Scheme;
 
-/// Columns and rows of y that a workgroup computes, and lanes that share a sum; `matvec.wgsl` has the factors.
-const TILE_N: usize = 32;
-const TILE_T: usize = 8;
-const LANES: usize = 8;
+/// Columns of y a lane; `common/rows.wgsl` has the same number.
+const ROWS: usize = 4;
 
-pub(super) const KERNEL: Kernel =
-    Kernel { name: "matvec", sources: forms, params: || (matmul::REGISTER.params)(), cases };
+/// Lanes of a workgroup whose lanes share sums; `matvec.wgsl` and `matvec_subgroup.wgsl` have the same number.
+const SHARING: usize = 64;
 
-/// Every scheme and finish.
-fn forms() -> Vec<Source> {
-    Scheme::ALL.into_iter().flat_map(|scheme| Finish::ALL.map(|finish| source(scheme, finish))).collect()
+/// Lanes that share a sum in a workgroup's memory.
+const WORKGROUP_LANES: u32 = 8;
+
+/// Lanes of a workgroup whose lanes sum alone: few, so that small matrices give many workgroups.
+const ALONE: u32 = 8;
+
+/// How many lanes of a subgroup share something: the largest number that the device's smallest subgroup has.
+const SUBGROUP_LANES: [u32; 3] = [4, 8, 32];
+
+/// Tokens that a workgroup serves: the smallest that takes them all, or the largest. It never changes a token's bits.
+const TILES: [usize; 3] = [1, 4, 16];
+
+/// How the lanes share a product of few rows.
+///
+/// Within a family the order of the sum depends on `k` and, where lanes share a sum, on how many do: for
+/// [`Self::Subgroup`] on the device's smallest subgroup. [`Self::Lane`] and [`Self::Broadcast`] add up as every
+/// prefill family does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatvecFamily {
+    /// Eight lanes share a row and join their sums in workgroup memory: the safe default.
+    Workgroup,
+    /// A lane has its rows for itself.
+    Lane,
+    /// A subgroup's lanes share a row and join their sums by shuffles, in a fixed tree; needs subgroups.
+    Subgroup,
+    /// A lane has its rows for itself; a subgroup's lanes hold parts of x and hand them to each other; needs
+    /// subgroups.
+    Broadcast,
 }
 
-fn source(scheme: Scheme, finish: Finish) -> Source {
-    let name = format!("matvec/{scheme}{}", finish.suffix());
-    let mut source = plain(name, file!("matvec.wgsl")).with_format(scheme);
-    source.parts.push(matmul::PRODUCT);
-    source.overrides.extend(finish.overrides());
-    source
+pub(super) const WORKGROUP: Kernel = Kernel {
+    name: "matvec",
+    sources: || forms(MatvecFamily::Workgroup),
+    params: || (matmul::REGISTER.params)(),
+    cases: || cases("matvec", MatvecFamily::Workgroup),
+};
+pub(super) const LANE: Kernel = Kernel {
+    name: "matvec_lane",
+    sources: || forms(MatvecFamily::Lane),
+    params: || (matmul::REGISTER.params)(),
+    cases: || cases("matvec_lane", MatvecFamily::Lane),
+};
+pub(super) const SUBGROUP: Kernel = Kernel {
+    name: "matvec_subgroup",
+    sources: || forms(MatvecFamily::Subgroup),
+    params: || (matmul::REGISTER.params)(),
+    cases: || cases("matvec_subgroup", MatvecFamily::Subgroup),
+};
+pub(super) const BROADCAST: Kernel = Kernel {
+    name: "matvec_broadcast",
+    sources: || forms(MatvecFamily::Broadcast),
+    params: || (matmul::REGISTER.params)(),
+    cases: || cases("matvec_broadcast", MatvecFamily::Broadcast),
+};
+
+/// Every scheme, finish and tile of a family, for every size of subgroups where that matters.
+fn forms(family: MatvecFamily) -> Vec<Source> {
+    let lanes: &[u32] = if family.needs_subgroups() { &SUBGROUP_LANES } else { &[WORKGROUP_LANES] };
+    let mut forms = Vec::new();
+    for scheme in Scheme::ALL {
+        for finish in Finish::ALL {
+            for lanes in lanes {
+                forms.extend(TILES.map(|tokens| family.source(scheme, finish, tokens, *lanes)));
+            }
+        }
+    }
+    forms
+}
+
+impl MatvecFamily {
+    /// All of them; the safe default first.
+    pub const ALL: [Self; 4] = [Self::Workgroup, Self::Lane, Self::Subgroup, Self::Broadcast];
+
+    /// Its name in records and in the tuner's file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Workgroup => "workgroup",
+            Self::Lane => "lane",
+            Self::Subgroup => "subgroup",
+            Self::Broadcast => "broadcast",
+        }
+    }
+
+    /// Whether the device has what it needs.
+    #[must_use]
+    pub fn runs_on(self, gpu: &Gpu) -> bool {
+        !self.needs_subgroups() || gpu.has_subgroups()
+    }
+
+    fn needs_subgroups(self) -> bool {
+        matches!(self, Self::Subgroup | Self::Broadcast)
+    }
+
+    /// Lanes that share something on this device.
+    fn lanes(self, gpu: &Gpu) -> u32 {
+        if !self.needs_subgroups() {
+            return WORKGROUP_LANES;
+        }
+        let smallest = gpu.info().subgroups[0];
+        let fitting = SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
+        fitting.unwrap_or(SUBGROUP_LANES[0])
+    }
+
+    /// Its kernel for `tokens` at a time, `lanes` sharing.
+    fn source(self, scheme: Scheme, finish: Finish, tokens: usize, lanes: u32) -> Source {
+        let (kernel, file) = match self {
+            Self::Workgroup => ("matvec", file!("matvec.wgsl")),
+            Self::Lane => ("matvec_lane", file!("matvec_lane.wgsl")),
+            Self::Subgroup => ("matvec_subgroup", file!("matvec_subgroup.wgsl")),
+            Self::Broadcast => ("matvec_broadcast", file!("matvec_broadcast.wgsl")),
+        };
+        let mut name = format!("{kernel}/{scheme}{} tokens={tokens}", finish.suffix());
+        if self.needs_subgroups() {
+            name.push_str(&format!(" lanes={lanes}"));
+        }
+        let mut source = plain(name, file).with_format(scheme);
+        source.parts.extend([matmul::PRODUCT, file!("common/tile.wgsl"), file!("common/rows.wgsl")]);
+        source.consts.push(("TOKENS", small(tokens)));
+        if self != Self::Lane {
+            source.consts.push(("LANES", lanes));
+        }
+        if let Some(workgroup) = self.alone(lanes) {
+            source.consts.push(("WG", workgroup));
+        }
+        source.needs_subgroups = self.needs_subgroups();
+        source.overrides.extend(finish.overrides());
+        source
+    }
+
+    /// Lanes of a workgroup if each has its rows for itself; a whole subgroup at least.
+    fn alone(self, lanes: u32) -> Option<u32> {
+        matches!(self, Self::Lane | Self::Broadcast).then_some(ALONE.max(lanes))
+    }
+
+    /// Columns of y that a workgroup computes.
+    fn columns(self, lanes: u32) -> usize {
+        ROWS * self.alone(lanes).map_or(SHARING / lanes as usize, |lanes| lanes as usize)
+    }
 }
 
 /// `y = x W^T (+ bias)` for few rows of x.
 ///
-/// The order of the sum depends on `k` alone, so a token's result does not depend on how many others
-/// there are.
+/// The order of the sum depends on the family and on `k` alone, so a token's result does not depend on how
+/// many others there are.
 #[derive(Clone, Debug)]
 pub struct Matvec {
-    pipeline: Arc<Pipeline>,
+    /// For each of [`TILES`].
+    pipelines: [Arc<Pipeline>; 3],
+    columns: usize,
 }
 
 impl Matvec {
-    /// Compiles the kernel.
+    /// Compiles the kernels of `family`, which must run on the device.
     ///
     /// # Errors
     ///
-    /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, scheme: Scheme, finish: Finish) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&source(scheme, finish))? })
+    /// If a shader does not compile.
+    pub fn new(gpu: &Gpu, family: MatvecFamily, scheme: Scheme, finish: Finish) -> Result<Self> {
+        let lanes = family.lanes(gpu);
+        let pipeline = |tokens| gpu.pipeline(&family.source(scheme, finish, tokens, lanes));
+        let pipelines = [pipeline(TILES[0])?, pipeline(TILES[1])?, pipeline(TILES[2])?];
+        Ok(Self { pipelines, columns: family.columns(lanes) })
     }
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        let grid = |n: usize, t: usize| Grid::plane(n.div_ceil(TILE_N), t.div_ceil(TILE_T));
-        operands.record(commands, &self.pipeline, w, grid);
+        let tile = TILES.iter().position(|tokens| *tokens >= operands.t).unwrap_or(TILES.len() - 1);
+        let grid = |n: usize, t: usize| Grid::plane(n.div_ceil(self.columns), t.div_ceil(TILES[tile]));
+        operands.record(commands, &self.pipelines[tile], w, grid);
+    }
+
+    /// The kernel's text for one token on this device: what a remembered choice depends on.
+    pub(super) fn text_of(gpu: &Gpu, family: MatvecFamily, scheme: Scheme) -> Source {
+        family.source(scheme, Finish::default(), TILES[0], family.lanes(gpu))
     }
 }
 
-fn cases() -> Vec<Case> {
-    matmul::shapes(
-        "matvec",
-        |gpu, problem| {
-            // The dot product of a quad and the sum of two, a lane's running sum, then the lanes in order.
-            let sums = 4 + 1 + (problem.k / 8).div_ceil(LANES) + LANES;
-            problem.prepare(gpu, sums, |gpu, scheme, finish| {
-                let kernel = Matvec::new(gpu, scheme, finish)?;
-                Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
-            })
-        },
-        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (8, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)],
+fn cases(kernel: &'static str, family: MatvecFamily) -> Vec<Case> {
+    let shapes = |ragged, large| {
+        matmul::shapes(
+            kernel,
+            move |gpu, problem| {
+                // A chain of eight products, a lane's running sum, then the lanes in order.
+                let lanes = if family.alone(0).is_some() { 1 } else { family.lanes(gpu) as usize };
+                let sums = 8 + (problem.k / 8).div_ceil(lanes) + lanes;
+                problem.prepare(gpu, sums, move |gpu, scheme, finish| {
+                    let kernel = Matvec::new(gpu, family, scheme, finish)?;
+                    Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
+                })
+            },
+            ragged,
+            large,
+        )
+    };
+    // One new token, and as many as the largest tile has.
+    let mut cases = shapes(
+        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (4, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)],
         (1, 1024, 1024),
-    )
+    );
+    cases.extend(shapes(&[], (16, 1024, 1024)));
+    cases
 }

@@ -4,6 +4,7 @@
 //! [`crate::gpu::Commands`]. Tests check every [`Case`] of [`registry`] against the twin, benches time it.
 
 mod attention;
+mod cache;
 mod case;
 mod family;
 mod fold;
@@ -12,21 +13,24 @@ mod matmul;
 mod matrix;
 mod matvec;
 mod pack;
+pub mod peak;
 mod rms_norm;
 mod rope;
 mod sentinel;
 mod split;
 mod swiglu;
 mod tune;
+mod tune_decode;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
+pub use cache::KvFormat;
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
 pub use family::Family;
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
 pub use matmul::{Finish, Matmul, Operands as MatOperands};
 pub use matrix::{Matrix, Part};
-pub use matvec::Matvec;
+pub use matvec::{Matvec, MatvecFamily};
 pub use pack::{Packer, Stored};
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
@@ -61,14 +65,21 @@ pub fn registry() -> Vec<Kernel> {
     let mut kernels = vec![pack::SCALES, pack::CODES];
     kernels.extend(matmul::KERNELS);
     kernels.extend([
-        matvec::KERNEL,
+        matvec::WORKGROUP,
+        matvec::LANE,
+        matvec::SUBGROUP,
+        matvec::BROADCAST,
         rms_norm::KERNEL,
         rope::KERNEL,
         attention::PREFILL,
+        attention::PREFILL_SUBGROUP,
         attention::DECODE,
         swiglu::KERNEL,
         fold::KERNEL,
         sentinel::KERNEL,
+        peak::FMA,
+        peak::READ,
+        peak::COPY,
     ]);
     kernels
 }

@@ -122,7 +122,7 @@ impl<'a> Trial<'a> {
 }
 
 /// Whether two products differ by no more than rounding, far less than by one wrong operand.
-fn alike(expected: &[f32], found: &[f32]) -> bool {
+pub(super) fn alike(expected: &[f32], found: &[f32]) -> bool {
     let largest = expected.iter().fold(0.0f32, |largest, y| largest.max(y.abs()));
     expected.iter().zip(found).all(|(a, b)| (a - b).abs() <= 1e-4 * largest)
 }

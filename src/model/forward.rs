@@ -1,4 +1,4 @@
-//! The one trait behind which a model answers, on the GPU, on the CPU or as a test's fake.
+//! The trait behind which one arm answers, on the CPU or as a test's fake, and what is asked of it.
 
 use bytemuck::{Pod, Zeroable};
 use serde::Serialize;
@@ -96,7 +96,7 @@ pub struct Capacity {
     pub pages: usize,
 }
 
-/// What was done, for the run's record. Sums over arms; `peak_device_bytes` is a maximum.
+/// What was done, for the run's record. Sums over arms; peaks are maxima.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Counters {
     /// Bytes read from checkpoints.
@@ -113,8 +113,10 @@ pub struct Counters {
     pub tokens_scored: u64,
     /// Tokens generated.
     pub tokens_generated: u64,
-    /// Most device memory held at one time.
+    /// Most device memory held at one time, by our own accounting.
     pub peak_device_bytes: u64,
+    /// The same by wgpu's allocator, with what uploads and read-backs hold; 0 where that was not watched.
+    pub peak_allocated_bytes: u64,
     /// Where the time went.
     pub seconds: Seconds,
 }
@@ -141,6 +143,7 @@ impl Counters {
         self.tokens_scored += other.tokens_scored;
         self.tokens_generated += other.tokens_generated;
         self.peak_device_bytes = self.peak_device_bytes.max(other.peak_device_bytes);
+        self.peak_allocated_bytes = self.peak_allocated_bytes.max(other.peak_allocated_bytes);
         self.seconds.load += other.seconds.load;
         self.seconds.score += other.seconds.score;
         self.seconds.generate += other.seconds.generate;

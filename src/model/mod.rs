@@ -2,11 +2,13 @@
 
 mod forward;
 mod llama;
+mod lockstep;
 mod reference;
 mod rope;
 mod weights;
 
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};
-pub use llama::Llama;
+pub use llama::{Layout, Llama, Residence, Share, Sizes, Source};
+pub use lockstep::{Each, Lockstep, Pass, Room, Work};
 pub use reference::Reference;
 pub(crate) use weights::{Linear, check_tensors, head_name, stored_scheme, unquantized};

@@ -1,9 +1,13 @@
 //! The forward pass on the CPU: `--device cpu`, and the oracle of the GPU's.
 //!
-//! Semantics are those of transformers' `LlamaForCausalLM` in f32. Weights are decoded to f32 when
-//! loaded, so a pass costs the same at every precision.
+//! Semantics are those of transformers' `LlamaForCausalLM` in f32. Weights stay packed: a pass unpacks a
+//! panel of rows at a time, into memory that stays in the cache, and multiplies the whole batch with it.
 
+mod attention;
+mod fold;
 mod math;
+mod matrix;
+mod panels;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,24 +15,19 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use self::math::Matrix;
+use self::attention::Cache;
+use self::math::FLOATS_PER_TASK;
+use self::matrix::Matrix;
+use self::panels::Panels;
 use super::rope::rotary_table;
 use super::weights::{EMBEDDING, FINAL_NORM, Linear, Norm, head_name};
-use super::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place};
-use crate::checkpoint::{Checkpoint, Config};
+use super::{Batch, Capacity, Counters, Folded, Forward, PAGE, Place};
+use crate::checkpoint::{Checkpoint, Config, Tensor};
 use crate::error::{Error, Result};
-use crate::quant::{self, Precision, Scheme};
+use crate::quant::{self, Packed, Precision};
 
 /// Tokens in a batch, and wanted rows: bounds the activations, not the speed.
 const MAX_TOKENS: usize = 2048;
-
-/// Rows that a product takes at a time; see [`Matrix::apply`].
-fn block(phase: Phase) -> usize {
-    match phase {
-        Phase::Prefill => 32,
-        Phase::Decode => 8,
-    }
-}
 
 /// One arm on the CPU.
 ///
@@ -38,8 +37,8 @@ fn block(phase: Phase) -> usize {
 pub struct Reference {
     path: PathBuf,
     config: Config,
-    /// `[v, d]`, always as stored.
-    embedding: Arc<Vec<f32>>,
+    /// `[v, d]`, always as stored; a tied head that is not quantized shares it.
+    embedding: Arc<Panels>,
     layers: Vec<Layer>,
     /// `[d]`.
     norm: Vec<f32>,
@@ -48,6 +47,7 @@ pub struct Reference {
     /// `[positions, e / 2]`.
     rotary: Vec<[f32; 2]>,
     pages: usize,
+    kv_f16: bool,
     counters: Counters,
 }
 
@@ -65,14 +65,11 @@ struct Layer {
     gate: Matrix,
     up: Matrix,
     down: Matrix,
-    /// `[slots, g, e]`.
-    keys: Vec<f32>,
-    /// `[slots, g, e]`.
-    values: Vec<f32>,
+    cache: Cache,
 }
 
 impl Reference {
-    /// Loads a checkpoint and decodes it at `precision`, with room for `cache_tokens` tokens in the
+    /// Loads a checkpoint and packs it at `precision`, with room for `cache_tokens` tokens in the
     /// cache (rounded up to whole pages). No sequence can be longer than that.
     ///
     /// The matrices of the layers are quantized; embedding and norms stay as stored, and so does
@@ -94,17 +91,18 @@ impl Reference {
         let (v, d) = (config.vocab_size, config.hidden_size);
         let pages = cache_tokens.div_ceil(PAGE);
         let head_name = head_name(checkpoint)?;
-        let embedding = Arc::new(vector(checkpoint, EMBEDDING, &[v, d])?);
-        let head = if head_name == EMBEDDING {
-            Arc::clone(&embedding)
-        } else {
-            Arc::new(vector(checkpoint, head_name, &[v, d])?)
+        let stored = checkpoint.tensors().read(EMBEDDING, &[v, d])?;
+        let embedding = Arc::new(panels(&stored, [v, d], Precision::Full));
+        let head_precision = if quantize_head { precision } else { Precision::Full };
+        let head = match (head_name == EMBEDDING, head_precision) {
+            (true, Precision::Full) => Arc::clone(&embedding),
+            (true, _) => Arc::new(panels(&stored, [v, d], head_precision)),
+            (false, _) => {
+                Arc::new(panels(&checkpoint.tensors().read(head_name, &[v, d])?, [v, d], head_precision))
+            }
         };
-        let head = match precision {
-            Precision::Quantized(scheme) if quantize_head => Arc::new(quantized(&head, [v, d], scheme)),
-            _ => head,
-        };
-        let layers = (0..config.layers).map(|layer| Layer::load(checkpoint, layer, precision, pages * PAGE));
+        drop(stored);
+        let layers = (0..config.layers).map(|layer| Layer::load(checkpoint, layer, precision, pages));
         let layers = layers.collect::<Result<_>>()?;
         let norm = vector(checkpoint, FINAL_NORM, &[d])?;
         let mut counters =
@@ -115,12 +113,20 @@ impl Reference {
             embedding,
             layers,
             norm,
-            head: Matrix { values: head, rows: v, cols: d, bias: None },
+            head: Matrix { weights: head, bias: None },
             rotary: rotary_table(&config, pages * PAGE),
             config,
             pages,
+            kv_f16: false,
             counters,
         })
+    }
+
+    /// Whether keys and values are rounded to f16, half to even, on their way into the cache, as a device with a cache
+    /// of f16 does; beyond 65504 they saturate. The cache itself is f32 here.
+    #[must_use]
+    pub fn with_kv_f16(self, kv_f16: bool) -> Self {
+        Self { kv_f16, ..self }
     }
 
     /// The logits of every wanted row, `[wanted, v]`, for tests; the given tokens do not matter.
@@ -129,22 +135,25 @@ impl Reference {
     ///
     /// As [`Forward::forward`].
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let hidden = self.hidden(batch)?;
-        Ok(self.head.apply(&hidden, block(batch.phase)))
+        self.check(batch)?;
+        Ok(in_pool(|| {
+            let hidden = self.hidden(batch);
+            self.head.apply(&hidden, batch.phase)
+        }))
     }
 
     /// What the head is applied to: the wanted rows after the last norm, `[wanted, d]`. Fills the cache.
-    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        self.check(batch)?;
+    fn hidden(&mut self, batch: &Batch) -> Vec<f32> {
         let (d, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
-        let rows = batch.tokens.iter().flat_map(|&token| &self.embedding[token as usize * d..][..d]);
-        let mut x: Vec<f32> = rows.copied().collect();
+        let mut x = math::floats(batch.tokens.len() * d);
+        let rows = x.par_chunks_exact_mut(d).zip(&batch.tokens);
+        rows.for_each(|(row, &token)| self.embedding.row(token as usize, row));
         for layer in &mut self.layers {
-            layer.run(&mut x, batch, &self.config, &self.rotary);
+            layer.run(&mut x, batch, &self.config, &self.rotary, self.kv_f16);
         }
         self.counters.weight_passes += 1;
         let wanted = batch.wanted.iter().flat_map(|wanted| &x[wanted.row as usize * d..][..d]);
-        Ok(math::rms_norm(&wanted.copied().collect::<Vec<_>>(), &self.norm, eps))
+        math::rms_norm(&wanted.copied().collect::<Vec<_>>(), &self.norm, eps)
     }
 
     /// Refuses tokens without a row in the embedding and positions beyond the rotary table.
@@ -174,17 +183,12 @@ impl Forward for Reference {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Folded>> {
-        let hidden = self.hidden(batch)?;
-        let (v, block) = (self.config.vocab_size, block(batch.phase));
-        let mut folded = Vec::with_capacity(batch.wanted.len());
-        // Block by block: the logits of a batch would take more room than the weights.
-        let blocks = hidden.chunks(block * self.config.hidden_size).zip(batch.wanted.chunks(block));
-        for (hidden, wanted) in blocks {
-            let logits = self.head.apply(hidden, block);
-            let rows = logits.par_chunks_exact(v).zip(wanted);
-            folded.par_extend(rows.map(|(row, wanted)| math::fold(row, wanted.given as usize)));
-        }
-        Ok(folded)
+        self.check(batch)?;
+        Ok(in_pool(|| {
+            let hidden = self.hidden(batch);
+            let given: Vec<_> = batch.wanted.iter().map(|wanted| wanted.given).collect();
+            self.head.fold(&hidden, &given, batch.phase)
+        }))
     }
 
     fn counters(&self) -> Counters {
@@ -193,20 +197,15 @@ impl Forward for Reference {
 }
 
 impl Layer {
-    fn load(checkpoint: &Checkpoint, layer: usize, precision: Precision, slots: usize) -> Result<Self> {
+    fn load(checkpoint: &Checkpoint, layer: usize, precision: Precision, pages: usize) -> Result<Self> {
         let config = checkpoint.config();
         let matrix = |linear: Linear| {
             let shape = linear.shape(config);
-            let stored = vector(checkpoint, &linear.name(layer), &shape)?;
+            let stored = checkpoint.tensors().read(&linear.name(layer), &shape)?;
             let bias = linear.bias(checkpoint, layer)?.map(|tensor| tensor.to_f32());
-            let values = match precision {
-                Precision::Full => stored,
-                Precision::Quantized(scheme) => quantized(&stored, shape, scheme),
-            };
-            Ok(Matrix { values: Arc::new(values), rows: shape[0], cols: shape[1], bias })
+            Ok(Matrix { weights: Arc::new(panels(&stored, shape, precision)), bias })
         };
         let norm = |norm: Norm| vector(checkpoint, &norm.name(layer), &[config.hidden_size]);
-        let cache = slots * config.kv_heads * config.head_dim;
         Ok(Self {
             attention_norm: norm(Norm::Attention)?,
             feed_forward_norm: norm(Norm::FeedForward)?,
@@ -217,76 +216,40 @@ impl Layer {
             gate: matrix(Linear::Gate)?,
             up: matrix(Linear::Up)?,
             down: matrix(Linear::Down)?,
-            keys: vec![0.0; cache],
-            values: vec![0.0; cache],
+            cache: Cache::new(config, pages),
         })
     }
 
     /// Adds the layer's two parts to the residual stream `x`, `[t, d]`.
-    fn run(&mut self, x: &mut [f32], batch: &Batch, config: &Config, rotary: &[[f32; 2]]) {
-        let (eps, block) = (config.rms_norm_eps, block(batch.phase));
+    fn run(&mut self, x: &mut [f32], batch: &Batch, config: &Config, rotary: &[[f32; 2]], kv_f16: bool) {
+        let (eps, phase) = (config.rms_norm_eps, batch.phase);
         let normed = math::rms_norm(x, &self.attention_norm, eps);
-        let mut q = self.q.apply(&normed, block);
-        let mut k = self.k.apply(&normed, block);
-        let v = self.v.apply(&normed, block);
+        let [mut q, mut k, v] = Matrix::apply_all([&self.q, &self.k, &self.v], &normed, phase);
         let half = config.head_dim / 2;
-        for (row, place) in batch.places.iter().enumerate() {
+        let rows = q.par_chunks_exact_mut(self.q.rows()).zip(k.par_chunks_exact_mut(self.k.rows()));
+        rows.zip(&batch.places).with_min_len(FLOATS_PER_TASK / self.q.rows()).for_each(|((q, k), place)| {
             let turns = &rotary[place.position as usize * half..][..half];
-            math::rotate(&mut q[row * self.q.rows..][..self.q.rows], turns);
-            math::rotate(&mut k[row * self.k.rows..][..self.k.rows], turns);
-        }
-        self.store(&k, &v, &batch.places);
-        let attended = self.attend(&q, batch, config);
-        add(x, &self.o.apply(&attended, block));
+            math::rotate(q, turns);
+            math::rotate(k, turns);
+        });
+        self.cache.store(&k, &v, &batch.places, kv_f16);
+        let attended = self.cache.attend(&q, batch);
+        let added = self.o.apply(&attended, phase);
+        math::add(x, &added);
+        math::spare([normed, q, k, v, attended, added]);
 
         let normed = math::rms_norm(x, &self.feed_forward_norm, eps);
-        let mut gate = self.gate.apply(&normed, block);
-        math::swiglu(&mut gate, &self.up.apply(&normed, block));
-        add(x, &self.down.apply(&gate, block));
-    }
-
-    /// Writes keys and values, `[t, g, e]`, to their slots.
-    fn store(&mut self, k: &[f32], v: &[f32], places: &[Place]) {
-        let width = self.k.rows;
-        for ((k, v), place) in k.chunks_exact(width).zip(v.chunks_exact(width)).zip(places) {
-            let start = place.slot as usize * width;
-            self.keys[start..start + width].copy_from_slice(k);
-            self.values[start..start + width].copy_from_slice(v);
-        }
-    }
-
-    /// Causal attention, `[t, h, e]`; query head `i` reads KV head `i / (h / g)`.
-    fn attend(&self, q: &[f32], batch: &Batch, config: &Config) -> Vec<f32> {
-        let (e, per_kv) = (config.head_dim, config.heads / config.kv_heads);
-        let scale = 1.0 / (e as f32).sqrt();
-        let mut out = vec![0.0; q.len()];
-        let rows = out.par_chunks_exact_mut(config.heads * e).zip(q.par_chunks_exact(config.heads * e));
-        rows.zip(&batch.places).for_each(|((out, q), place)| {
-            let slots: Vec<_> = (0..=place.position as usize).map(|p| slot(batch, place, p)).collect();
-            let mut scores = vec![0.0; slots.len()];
-            for (head, (out, q)) in out.chunks_exact_mut(e).zip(q.chunks_exact(e)).enumerate() {
-                let at = |slot: usize| slot * self.k.rows + head / per_kv * e;
-                for (score, &slot) in scores.iter_mut().zip(&slots) {
-                    *score = math::dot(q, &self.keys[at(slot)..][..e]) * scale;
-                }
-                math::softmax(&mut scores);
-                for (weight, &slot) in scores.iter().zip(&slots) {
-                    let value = &self.values[at(slot)..][..e];
-                    out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
-                }
-            }
-        });
-        out
+        let [mut gate, up] = Matrix::apply_all([&self.gate, &self.up], &normed, phase);
+        math::swiglu(&mut gate, &up);
+        let added = self.down.apply(&gate, phase);
+        math::add(x, &added);
+        math::spare([normed, gate, up, added]);
     }
 }
 
-/// The slot of position `position` of the sequence that `place` belongs to.
-fn slot(batch: &Batch, place: &Place, position: usize) -> usize {
-    batch.table[place.table as usize + position / PAGE] as usize * PAGE + position % PAGE
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+/// Runs `work` on one of rayon's threads: its many short parallel parts then start without waking one up each time.
+fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
 }
 
 /// Reads a tensor and widens it.
@@ -294,7 +257,13 @@ fn vector(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f3
     Ok(checkpoint.tensors().read(name, shape)?.to_f32())
 }
 
-/// What is left of the weights after a round through the scheme.
-fn quantized(weights: &[f32], [rows, cols]: [usize; 2], scheme: Scheme) -> Vec<f32> {
-    quant::decode(&quant::encode(scheme, weights, rows, cols))
+/// A stored matrix at a precision. At full precision the bits are taken over as they are.
+fn panels(stored: &Tensor, [rows, cols]: [usize; 2], precision: Precision) -> Panels {
+    Panels::new(&match precision {
+        Precision::Full => {
+            let words = stored.bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+            Packed { scheme: stored.dtype, rows, cols, words, scales: Vec::new() }
+        }
+        Precision::Quantized(scheme) => quant::encode(scheme, &stored.to_f32(), rows, cols),
+    })
 }

@@ -78,21 +78,26 @@ impl Linear {
         }
     }
 
-    /// The bias, `[n]`, if the checkpoint has one. Only the attention's projections have biases.
+    /// Whether the matrix has a bias: `config.json` asks for it or the checkpoint holds it. Only the attention's
+    /// projections have any; if q, k or v lack one that is asked for, reading it fails (o may go without: families
+    /// differ).
+    pub(crate) fn has_bias(self, checkpoint: &Checkpoint, layer: usize) -> bool {
+        let asked = checkpoint.config().attention_bias && matches!(self, Self::Q | Self::K | Self::V);
+        let allowed = asked || matches!(self, Self::Q | Self::K | Self::V | Self::O);
+        allowed && (asked || checkpoint.tensors().contains(&self.bias_name(layer)))
+    }
+
+    /// The bias, `[n]`, if the checkpoint has one.
     ///
     /// # Errors
     ///
-    /// [`Error::TensorMissing`] if `config.json` asks for biases and q, k or v has none (o may go
-    /// without: families differ); what [`crate::checkpoint::Tensors::read`] says of a broken one.
+    /// [`Error::TensorMissing`] if `config.json` asks for biases and q, k or v has none; what
+    /// [`crate::checkpoint::Tensors::read`] says of a broken one.
     pub(crate) fn bias(self, checkpoint: &Checkpoint, layer: usize) -> Result<Option<Tensor>> {
-        let config = checkpoint.config();
-        let name = self.bias_name(layer);
-        let asked = config.attention_bias && matches!(self, Self::Q | Self::K | Self::V);
-        let allowed = asked || matches!(self, Self::Q | Self::K | Self::V | Self::O);
-        if !allowed || (!asked && !checkpoint.tensors().contains(&name)) {
+        if !self.has_bias(checkpoint, layer) {
             return Ok(None);
         }
-        checkpoint.tensors().read(&name, &[self.shape(config)[0]]).map(Some)
+        checkpoint.tensors().read(&self.bias_name(layer), &[self.shape(checkpoint.config())[0]]).map(Some)
     }
 }
 

@@ -1,10 +1,12 @@
 //! The result and its forms: one schema, printed as a table or as JSON.
 
 pub mod codes;
+mod memory;
 pub mod schema;
 mod table;
 
 pub use codes::codes_text;
+pub use memory::{counters_text, memory_text};
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};
 
@@ -16,7 +18,7 @@ use crate::metrics::Measured;
 use crate::model::Counters;
 
 impl Report {
-    /// The record of what was measured so far, without the kernels that a GPU chose.
+    /// The record of what was measured so far, without the kernels that a GPU chose and their times.
     #[must_use]
     pub fn new(findings: &Findings, device: &DeviceInfo) -> Self {
         let plan = &findings.plan;
@@ -39,7 +41,10 @@ impl Report {
                 .map(|recovered| schema_recovery(findings, recovered))
                 .collect(),
             kernels: BTreeMap::new(),
-            counters: findings.counters().into(),
+            memory: Vec::new(),
+            gpu_seconds: BTreeMap::new(),
+            gpu_timed_dispatches: 0,
+            counters: findings.counters.clone().into(),
         }
     }
 }
@@ -79,7 +84,6 @@ fn schema_arm(findings: &Findings, arm: &ArmResult) -> schema::Arm {
                 others: against.collect(),
             },
         },
-        counters: arm.counters.clone().into(),
     }
 }
 
@@ -115,6 +119,7 @@ impl From<Counters> for schema::Counters {
             tokens_scored,
             tokens_generated,
             peak_device_bytes,
+            peak_allocated_bytes,
             seconds,
         } = counters;
         let seconds =
@@ -128,6 +133,7 @@ impl From<Counters> for schema::Counters {
             tokens_scored,
             tokens_generated,
             peak_device_bytes,
+            peak_allocated_bytes: (peak_allocated_bytes > 0).then_some(peak_allocated_bytes),
             seconds,
         }
     }

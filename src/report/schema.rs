@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::{Budget, Item, MemoryPlan};
+use crate::model::Residence;
+
 /// The `schema_version` of this module.
 pub const VERSION: u32 = 1;
 
@@ -33,7 +36,17 @@ pub struct Report {
     /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kernels: BTreeMap<String, String>,
-    /// Sums over the arms; `peak_device_bytes` is their maximum.
+    /// Seconds by the device's own clock, by kernel, with those that packed weights and chose kernels; extrapolated from
+    /// `gpu_timed_dispatches`. Empty for the CPU pass and for adapters without a clock.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpu_seconds: BTreeMap<String, f64>,
+    /// Kernel launches that were timed.
+    #[serde(default)]
+    pub gpu_timed_dispatches: u64,
+    /// How the arms lay in the device's memory, a group that ran in lockstep each; empty for the CPU pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory: Vec<Memory>,
+    /// Sums over the arms; peaks are maxima.
     pub counters: Counters,
 }
 
@@ -112,8 +125,6 @@ pub struct Arm {
     pub path: String,
     /// What it scored.
     pub metrics: Metrics,
-    /// What it cost.
-    pub counters: Counters,
 }
 
 /// MUSE's metrics.
@@ -200,6 +211,70 @@ pub struct Recovery {
     pub reason: Option<String>,
 }
 
+/// How arms that run in lockstep lie in the device's memory, decided before any weight is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Their names.
+    pub arms: Vec<String>,
+    /// `resident` or `streamed`.
+    pub weights: String,
+    /// Bytes that may be used.
+    pub budget_bytes: u64,
+    /// Who says so.
+    pub budget: String,
+    /// Bytes that are used at most; scoring and generation do not need theirs at the same time.
+    pub peak_bytes: u64,
+    /// What takes them.
+    pub items: Vec<MemoryItem>,
+    /// Tokens in a batch.
+    pub batch_tokens: usize,
+    /// Passes over the weights that are expected if every answer is as long as it may be.
+    pub predicted_passes: u64,
+    /// Bytes that these will read.
+    pub predicted_disk_bytes: u64,
+    /// Bytes that these will upload.
+    pub predicted_upload_bytes: u64,
+}
+
+/// A part of the device's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryItem {
+    /// What it is.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// How it comes about.
+    pub detail: String,
+}
+
+impl Memory {
+    /// The record of a plan for the arms of these names.
+    #[must_use]
+    pub fn new(plan: &MemoryPlan, names: &[String], budget: &Budget) -> Self {
+        let item = |item: &Item| MemoryItem {
+            name: item.name.to_owned(),
+            bytes: item.bytes,
+            detail: item.detail.clone(),
+        };
+        let weights = match plan.layout.residence {
+            Residence::Resident => "resident",
+            Residence::Streamed { .. } => "streamed",
+        };
+        Self {
+            arms: names.to_vec(),
+            weights: weights.to_owned(),
+            budget_bytes: budget.bytes,
+            budget: budget.source.clone(),
+            peak_bytes: plan.peak,
+            items: plan.items.iter().map(item).collect(),
+            batch_tokens: plan.layout.tokens,
+            predicted_passes: plan.predicted.passes,
+            predicted_disk_bytes: plan.predicted.disk_bytes,
+            predicted_upload_bytes: plan.predicted.upload_bytes,
+        }
+    }
+}
+
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
@@ -217,8 +292,11 @@ pub struct Counters {
     pub tokens_scored: u64,
     /// Tokens generated.
     pub tokens_generated: u64,
-    /// Most device memory held at one time.
+    /// Most device memory held at one time, by the program's own accounting.
     pub peak_device_bytes: u64,
+    /// The same by the driver's allocator, staging included, where it was watched (`--vram`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_allocated_bytes: Option<u64>,
     /// Where the time went.
     pub seconds: Seconds,
 }
@@ -259,6 +337,16 @@ pub struct Generated {
     /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kernels: BTreeMap<String, String>,
+    /// Seconds by the device's own clock, by kernel, with those that packed weights and chose kernels; extrapolated from
+    /// `gpu_timed_dispatches`. Empty for the CPU pass and for adapters without a clock.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpu_seconds: BTreeMap<String, f64>,
+    /// Kernel launches that were timed.
+    #[serde(default)]
+    pub gpu_timed_dispatches: u64,
+    /// How the model lay in the device's memory; empty for the CPU pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory: Vec<Memory>,
     /// What it cost.
     pub counters: Counters,
 }

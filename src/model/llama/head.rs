@@ -1,103 +1,87 @@
 //! The last norm and the head: logits of wanted rows, folded chunk by chunk of the vocabulary.
 
-use super::layer::Projection;
+use super::block::HeadRows;
+use super::inputs::Inputs;
 use super::scratch::Scratch;
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernels::{FOLD_CHUNK, Fold, FoldState, Matrix, NormOperands, RmsNorm, RmsNormForm};
-use crate::model::{Batch, Folded};
+use crate::kernels::{FOLD_CHUNK, Fold, FoldState, MatOperands, NormOperands, RmsNorm, RmsNormForm};
+use crate::model::Folded;
 
-/// The head's weights and kernels.
+/// The head's kernels; its weights come as [`HeadRows`].
 #[derive(Debug)]
 pub(super) struct Head {
-    norm: Buffer,
-    projection: Projection,
     gather: RmsNorm,
     fold: Fold,
+    d: usize,
+    eps: f32,
 }
 
 impl Head {
-    pub(super) fn new(gpu: &Gpu, matrix: Matrix, norm: Buffer) -> Result<Self> {
-        let gather = RmsNorm::new(gpu, RmsNormForm::Gather, matrix.k)?;
-        let launched = matrix.n.min(FOLD_CHUNK);
-        let projection = Projection::new(gpu, matrix, None, false, launched)?;
-        Ok(Self { norm, projection, gather, fold: Fold::new(gpu)? })
+    pub(super) fn new(gpu: &Gpu, config: &Config) -> Result<Self> {
+        let gather = RmsNorm::new(gpu, RmsNormForm::Gather, config.hidden_size)?;
+        Ok(Self { gather, fold: Fold::new(gpu)?, d: config.hidden_size, eps: config.rms_norm_eps })
     }
 
-    /// Chunks of the vocabulary: first row and count.
-    fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let vocab = self.projection.matrix.n;
-        (0..vocab).step_by(FOLD_CHUNK).map(move |first| (first, FOLD_CHUNK.min(vocab - first)))
-    }
-
-    fn record_norm(&self, commands: &mut Commands, scratch: &Scratch, config: &Config, batch: &Batch) {
-        let operands = NormOperands {
-            h: &scratch.h,
-            rows: Some(&scratch.rows),
-            gain: &self.norm,
-            y: &scratch.hidden,
-            count: batch.wanted.len(),
-            d: config.hidden_size,
-            eps: config.rms_norm_eps,
-        };
-        self.gather.record(commands, operands);
-    }
-
-    fn record_chunk(
+    /// Records the norm of the wanted rows of `h`, into `scratch.normed`.
+    pub(super) fn norm(
         &self,
         commands: &mut Commands,
+        head: &HeadRows,
         scratch: &Scratch,
-        batch: &Batch,
-        first: usize,
-        n: usize,
+        inputs: &Inputs<'_>,
+        h: &Buffer,
     ) {
-        let (x, y) = (&scratch.hidden, &scratch.logits);
-        self.projection.record_rows(commands, batch.phase, x, y, batch.wanted.len(), first, n);
+        let (rows, gain, y) = (Some(&inputs.rows), &head.norm, &scratch.normed);
+        let count = inputs.batch.wanted.len();
+        self.gather.record(commands, NormOperands { h, rows, gain, y, count, d: self.d, eps: self.eps });
     }
 
-    /// Records everything from the last layer's output to the statistics.
-    pub(super) fn record(&self, commands: &mut Commands, scratch: &Scratch, config: &Config, batch: &Batch) {
-        self.record_norm(commands, scratch, config, batch);
-        let (logits, given, states) = (&scratch.logits, &scratch.given, &scratch.states);
-        for (first, n) in self.chunks() {
-            self.record_chunk(commands, scratch, batch, first, n);
-            self.fold.record(commands, logits, given, states, batch.wanted.len(), n, first);
-        }
+    /// Chunks of the head's rows: the first of each, and their number.
+    pub(super) fn chunks(head: &HeadRows) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let count = head.rows.matrix.n;
+        (0..count).step_by(FOLD_CHUNK).map(move |first| (first, FOLD_CHUNK.min(count - first)))
     }
 
-    /// Waits, and reads the statistics of every wanted row.
-    pub(super) fn read(&self, gpu: &Gpu, scratch: &Scratch, batch: &Batch) -> Result<Vec<Folded>> {
-        let states: Vec<FoldState> = gpu.read(&scratch.states, batch.wanted.len())?;
-        let folded = |state: FoldState| Folded {
-            log_sum_exp: state.log_sum_exp(),
-            argmax: state.argmax,
-            max_logit: state.top,
-            given_logit: state.given_logit,
-        };
-        Ok(states.into_iter().map(folded).collect())
-    }
-
-    /// The logits themselves, `[wanted, v]`, a chunk at a time: for tests.
-    pub(super) fn logits(
-        &self,
-        gpu: &Gpu,
+    /// Records a chunk of the logits, into `scratch.logits`.
+    pub(super) fn chunk(
+        commands: &mut Commands,
+        head: &HeadRows,
         scratch: &Scratch,
-        config: &Config,
-        batch: &Batch,
-    ) -> Result<Vec<f32>> {
-        let (rows, vocab) = (batch.wanted.len(), config.vocab_size);
-        let mut logits = vec![0.0; rows * vocab];
-        let mut commands = Commands::paced(gpu);
-        self.record_norm(&mut commands, scratch, config, batch);
-        for (first, n) in self.chunks() {
-            self.record_chunk(&mut commands, scratch, batch, first, n);
-            std::mem::replace(&mut commands, Commands::paced(gpu)).submit(gpu)?;
-            let chunk: Vec<f32> = gpu.read(&scratch.logits, rows * n)?;
-            for (row, chunk) in logits.chunks_mut(vocab).zip(chunk.chunks(n)) {
-                row[first..first + n].copy_from_slice(chunk);
-            }
+        inputs: &Inputs<'_>,
+        (first_row, n): (usize, usize),
+    ) {
+        let (x, y, t) = (&scratch.normed, &scratch.logits, inputs.batch.wanted.len());
+        let operands = MatOperands { x, bias: None, y, t, first_row, n };
+        head.rows.record_rows(commands, inputs.batch.phase, operands);
+    }
+
+    /// Records what these rows of the head add to the `states` of the wanted rows.
+    pub(super) fn record(
+        &self,
+        commands: &mut Commands,
+        head: &HeadRows,
+        scratch: &Scratch,
+        inputs: &Inputs<'_>,
+        h: &Buffer,
+        states: &Buffer,
+    ) {
+        self.norm(commands, head, scratch, inputs, h);
+        for (first, n) in Self::chunks(head) {
+            Self::chunk(commands, head, scratch, inputs, (first, n));
+            let (logits, count) = (&scratch.logits, inputs.batch.wanted.len());
+            self.fold.record(commands, logits, &inputs.given, states, count, n, head.first + first);
         }
-        Ok(logits)
+    }
+}
+
+/// The statistics of a row as they are asked for.
+pub(super) fn folded(state: FoldState) -> Folded {
+    Folded {
+        log_sum_exp: state.log_sum_exp(),
+        argmax: state.argmax,
+        max_logit: state.top,
+        given_logit: state.given_logit,
     }
 }

@@ -1,16 +1,13 @@
-//! Activations and the batch's description on the device, reused from batch to batch.
+//! Activations on the device, reused from batch to batch and from arm to arm.
 
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu};
-use crate::kernels::{FOLD_CHUNK, FoldState};
-use crate::model::{Batch, Capacity};
+use crate::kernels::FOLD_CHUNK;
 
-/// Buffers for the largest batch. All f32 unless said otherwise.
+/// Buffers for the largest batch, f32 unless said otherwise.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    /// The residual stream, `[t, d]`.
-    pub(super) h: Buffer,
     /// After a norm, `[t, d]`.
     pub(super) normed: Buffer,
     /// `[t, h, e]`.
@@ -27,62 +24,50 @@ pub(super) struct Scratch {
     pub(super) up: Buffer,
     /// `[t, f]`.
     pub(super) gated: Buffer,
-    /// `[t]` places.
-    pub(super) places: Buffer,
-    /// Pages of every sequence, u32; grows.
-    pub(super) table: Buffer,
-    /// Wanted rows of the batch, u32.
-    pub(super) rows: Buffer,
-    /// The token asked for in each wanted row, u32.
-    pub(super) given: Buffer,
-    /// Wanted rows after the last norm, `[wanted, d]`.
-    pub(super) hidden: Buffer,
-    /// A chunk of their logits, `[wanted, FOLD_CHUNK]`.
+    /// A chunk of the wanted rows' logits, `[wanted, FOLD_CHUNK]`.
     pub(super) logits: Buffer,
-    /// Their statistics.
-    pub(super) states: Buffer,
+    /// The wanted rows' statistics; grows.
+    pub(super) states: Option<Buffer>,
+}
+
+/// Numbers of f32 in each buffer, in the order of the fields.
+fn sizes(config: &Config, tokens: usize, wanted: usize) -> [(&'static str, usize); 9] {
+    let (d, f) = (tokens * config.hidden_size, tokens * config.intermediate_size);
+    let queries = tokens * config.heads * config.head_dim;
+    let keys = tokens * config.kv_heads * config.head_dim;
+    [
+        ("normed activations", d.max(wanted * config.hidden_size)),
+        ("queries", queries),
+        ("keys", keys),
+        ("values", keys),
+        ("attention output", queries),
+        ("gate", f),
+        ("up", f),
+        ("gated", f),
+        ("logits chunk", wanted * FOLD_CHUNK.min(config.vocab_size)),
+    ]
 }
 
 impl Scratch {
-    pub(super) fn new(gpu: &Gpu, config: &Config, capacity: Capacity) -> Result<Self> {
-        let (t, m, d) = (capacity.tokens, capacity.wanted, config.hidden_size);
-        let floats = |what: &str, count: usize| gpu.alloc(what, 4 * count as u64);
-        let queries = t * config.heads * config.head_dim;
-        let keys = t * config.kv_heads * config.head_dim;
-        let wide = t * config.intermediate_size;
+    pub(super) fn new(gpu: &Gpu, config: &Config, tokens: usize, wanted: usize) -> Result<Self> {
+        let floats = |(what, count): (&str, usize)| gpu.alloc(what, 4 * count as u64);
+        let [normed, q, k, v, attended, gate, up, gated, logits] = sizes(config, tokens, wanted).map(floats);
         Ok(Self {
-            h: floats("residual stream", t * d)?,
-            normed: floats("normed activations", t * d)?,
-            q: floats("queries", queries)?,
-            k: floats("keys", keys)?,
-            v: floats("values", keys)?,
-            attended: floats("attention output", queries)?,
-            gate: floats("gate", wide)?,
-            up: floats("up", wide)?,
-            gated: floats("gated", wide)?,
-            places: floats("places", 4 * t)?,
-            table: floats("block table", t)?,
-            rows: floats("wanted rows", m)?,
-            given: floats("given tokens", m)?,
-            hidden: floats("hidden rows", m * d)?,
-            logits: floats("logits chunk", m * FOLD_CHUNK)?,
-            states: gpu.alloc("statistics", (m * size_of::<FoldState>()) as u64)?,
+            normed: normed?,
+            q: q?,
+            k: k?,
+            v: v?,
+            attended: attended?,
+            gate: gate?,
+            up: up?,
+            gated: gated?,
+            logits: logits?,
+            states: None,
         })
     }
 
-    /// Uploads the batch; `rows` are its tokens' embeddings, `[t, d]`.
-    pub(super) fn write_batch(&mut self, gpu: &Gpu, batch: &Batch, rows: &[f32]) -> Result<()> {
-        let table_bytes = 4 * batch.table.len() as u64;
-        if self.table.bytes() < table_bytes {
-            self.table = gpu.alloc("block table", table_bytes.next_power_of_two())?;
-        }
-        let (wanted, given): (Vec<u32>, Vec<u32>) =
-            batch.wanted.iter().map(|wanted| (wanted.row, wanted.given)).unzip();
-        gpu.write(&self.h, rows);
-        gpu.write(&self.places, &batch.places);
-        gpu.write(&self.table, &batch.table);
-        gpu.write(&self.rows, &wanted);
-        gpu.write(&self.given, &given);
-        Ok(())
+    /// Bytes of all buffers.
+    pub(super) fn bytes(config: &Config, tokens: usize, wanted: usize) -> u64 {
+        sizes(config, tokens, wanted).iter().map(|(_, count)| 4 * *count as u64).sum()
     }
 }

@@ -1,0 +1,147 @@
+//! Arms on the device that the user means, in the memory that they may use.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::args::MemoryArgs;
+use super::device::Device;
+use super::memory::{budget, verdict};
+use super::output::say;
+use crate::audit::OpenArms;
+use crate::engine::{Budget, Given, MemoryPlan, Needs};
+use crate::error::Result;
+use crate::kernels::KvFormat;
+use crate::model::{Each, Llama, Lockstep, PAGE, Reference, Source};
+use crate::report::{memory_text, schema};
+
+/// Most bytes that an arm's cache may take on the CPU, unless one task alone needs more.
+const CACHE_BYTES: usize = 512 << 20;
+
+/// Arms that can be opened.
+#[derive(Debug)]
+pub(super) struct Arms<'a> {
+    device: &'a Device,
+    sources: Vec<Source>,
+    names: Vec<String>,
+    quantize_head: bool,
+    needs: Needs,
+    memory: &'a MemoryArgs,
+    budget: Option<Budget>,
+    /// How each group of arms lies in the device's memory; none on the CPU.
+    plans: RefCell<Vec<MemoryPlan>>,
+}
+
+impl<'a> Arms<'a> {
+    pub(super) fn new(
+        device: &'a Device,
+        sources: Vec<Source>,
+        names: Vec<String>,
+        quantize_head: bool,
+        needs: Needs,
+        memory: &'a MemoryArgs,
+    ) -> Self {
+        let budget = match device {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(budget(gpu, memory.vram)),
+        };
+        let plans = RefCell::default();
+        Self { device, sources, names, quantize_head, needs, memory, budget, plans }
+    }
+
+    /// How the arms lie in memory, for the record.
+    pub(super) fn record(&self) -> Vec<schema::Memory> {
+        let Some(budget) = &self.budget else { return Vec::new() };
+        let plans = self.plans.borrow();
+        plans.iter().map(|plan| schema::Memory::new(plan, &self.names[plan.arms.clone()], budget)).collect()
+    }
+
+    /// Lays the arms out anew, and says how if that was asked for or is unusual.
+    fn lay_out(&self, arms: Range<usize>, halvings: u32, budget: &Budget) -> Result<Vec<Range<usize>>> {
+        let sources = &self.sources[arms.clone()];
+        let given = Given { quantize_head: self.quantize_head, kv: self.memory.kv, halvings };
+        let mut plans = if self.memory.naive {
+            let alone = |source| MemoryPlan::choose(source, given, &self.needs, budget);
+            let mut plans = Vec::new();
+            for (index, source) in sources.chunks(1).enumerate() {
+                for mut plan in alone(source)? {
+                    plan.arms = index..index + 1;
+                    plans.push(plan);
+                }
+            }
+            plans
+        } else {
+            MemoryPlan::choose(sources, given, &self.needs, budget)?
+        };
+        for plan in &mut plans {
+            plan.arms = arms.start + plan.arms.start..arms.start + plan.arms.end;
+        }
+        let mut all = self.plans.borrow_mut();
+        all.retain(|plan| plan.arms.end <= arms.start);
+        let groups = plans.iter().map(|plan| plan.arms.clone()).collect();
+        if self.memory.explain {
+            for plan in &plans {
+                say(&verdict(plan, &self.names[plan.arms.clone()].join(", "), budget));
+                say(&memory_text(&schema::Memory::new(plan, &self.names[plan.arms.clone()], budget)));
+            }
+        }
+        all.extend(plans);
+        Ok(groups)
+    }
+}
+
+impl OpenArms for &Arms<'_> {
+    fn part(&mut self, arms: Range<usize>, halvings: u32) -> Result<Vec<Range<usize>>> {
+        match &self.budget {
+            // The CPU pass shares nothing between arms: one at a time takes the least memory.
+            None => Ok(arms.map(|arm| arm..arm + 1).collect()),
+            Some(budget) => self.lay_out(arms, halvings, budget),
+        }
+    }
+
+    fn open(&mut self, arms: Range<usize>) -> Result<Box<dyn Lockstep>> {
+        let sources = &self.sources[arms.clone()];
+        let plans = self.plans.borrow();
+        match (self.device, plans.iter().find(|plan| plan.arms == arms)) {
+            (Device::Gpu(gpu), Some(plan)) => {
+                gpu.limit_uploads(plan.uploads);
+                Ok(Box::new(Llama::new(gpu, sources, self.quantize_head, plan.layout)?))
+            }
+            (Device::Gpu(_), None) => unreachable!("arms {arms:?} were laid out"),
+            (Device::Cpu, _) => {
+                let load = |source: &Source| {
+                    let tokens = cache_tokens(source, &self.needs);
+                    let reference =
+                        Reference::load(&source.checkpoint, source.precision, self.quantize_head, tokens)?;
+                    Ok(reference.with_kv_f16(self.memory.kv == KvFormat::F16))
+                };
+                Ok(Box::new(Each(sources.iter().map(load).collect::<Result<_>>()?)))
+            }
+        }
+    }
+}
+
+/// Tokens of a cache that holds all tasks if [`CACHE_BYTES`] allow it, and the longest one in any case.
+fn cache_tokens(source: &Source, needs: &Needs) -> usize {
+    let config = source.checkpoint.config();
+    let token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * size_of::<f32>();
+    let affordable = CACHE_BYTES / token_bytes.max(1) / PAGE * PAGE;
+    let all = needs.score.pages.max(needs.generate.pages) * PAGE;
+    all.min(affordable).max(needs.longest().next_multiple_of(PAGE)).max(PAGE)
+}
+
+/// One arm, opened at once.
+pub(super) fn open_one(
+    device: &Device,
+    source: Source,
+    name: &str,
+    quantize_head: bool,
+    needs: Needs,
+    memory: &MemoryArgs,
+) -> Result<(Box<dyn Lockstep>, Vec<schema::Memory>)> {
+    let source = Source { checkpoint: Arc::clone(&source.checkpoint), precision: source.precision };
+    let arms = Arms::new(device, vec![source], vec![name.to_owned()], quantize_head, needs, memory);
+    let mut open = &arms;
+    open.part(0..1, 0)?;
+    Ok((open.open(0..1)?, arms.record()))
+}

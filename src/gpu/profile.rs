@@ -1,0 +1,386 @@
+//! The device's own time, by kernel.
+//!
+//! In a submission that is timed, launches of one kernel that follow each other are a pass of their own, and the device
+//! notes its clock at the end of every pass, at the beginning of the first as well. A pass is charged with the time
+//! since the stamp before it: so the kernels' times add up to what the device was busy, even where passes overlap.
+//!
+//! A stamp costs the device some microseconds (20 on llvmpipe). Where launches are so short that this would show, only
+//! some submissions are timed, by lot, and each kernel's seconds are extrapolated by the work of its launches.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Gpu;
+use super::shader::Pipeline;
+use crate::error::Result;
+
+/// Stamps that a submission has at most. A forward pass takes about a dozen a layer.
+const STAMPS: u32 = 2048;
+
+/// Submissions whose stamps may be under way at a time. Two run, the others wait to be read; Metal has room for 32.
+const SETS: usize = 6;
+
+/// Passes shorter than this, in seconds, are slowed by a stamp by up to half a percent.
+const TELLING: f64 = 0.004;
+
+/// At least one submission in so many is timed.
+const RAREST: f64 = 64.0;
+
+/// Where the device notes its clock in one submission, and how that reaches the host.
+#[derive(Debug)]
+struct Stamps {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    staging: wgpu::Buffer,
+}
+
+/// A submission that notes the clock.
+#[derive(Debug)]
+pub(super) struct Trace {
+    stamps: Stamps,
+    passes: Vec<Pass>,
+}
+
+/// Launches of one kernel between two stamps.
+#[derive(Debug)]
+struct Pass {
+    pipeline: Arc<Pipeline>,
+    launches: u64,
+    work: f64,
+}
+
+impl Trace {
+    /// What the next pass, of `launches` of `pipeline` that are `work` together, has to note; nothing if there is no
+    /// room left.
+    pub(super) fn pass(
+        &mut self,
+        pipeline: &Arc<Pipeline>,
+        launches: usize,
+        work: f64,
+    ) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
+        let index = u32::try_from(self.passes.len()).ok().filter(|index| index + 1 < STAMPS)?;
+        self.passes.push(Pass { pipeline: Arc::clone(pipeline), launches: launches as u64, work });
+        Some(wgpu::ComputePassTimestampWrites {
+            query_set: &self.stamps.queries,
+            beginning_of_pass_write_index: (index == 0).then_some(0),
+            end_of_pass_write_index: Some(index + 1),
+        })
+    }
+
+    /// Bytes of its stamps.
+    fn bytes(&self) -> u64 {
+        8 * (self.passes.len() as u64 + 1)
+    }
+
+    /// Ends a submission: the stamps go where the host can read them.
+    pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        let Stamps { queries, resolved, staging } = &self.stamps;
+        let count = u32::try_from(self.bytes() / 8).unwrap_or(STAMPS);
+        encoder.resolve_query_set(queries, 0..count, resolved, 0);
+        encoder.copy_buffer_to_buffer(resolved, 0, staging, 0, self.bytes());
+    }
+}
+
+/// Times known so far, and those under way.
+#[derive(Debug, Default)]
+pub(super) struct Profile {
+    on: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Sets that exist.
+    made: usize,
+    free: Vec<Stamps>,
+    running: Vec<(Trace, Receiver<bool>)>,
+    kernels: BTreeMap<String, Sums>,
+    lot: Lot,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let lot = Lot { one_in: 1.0, skip: 0, random: 1 };
+        Self { made: 0, free: Vec::new(), running: Vec::new(), kernels: BTreeMap::new(), lot }
+    }
+}
+
+/// What is known of one kernel.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// Whether a submission with one of its launches was timed; the first one always is.
+    traced: bool,
+    /// Of all launches.
+    work: f64,
+    timed_work: f64,
+    timed_launches: u64,
+    seconds: f64,
+}
+
+/// Decides which submissions are timed. They are drawn by lot, not counted off: submissions come in patterns.
+#[derive(Debug)]
+struct Lot {
+    one_in: f64,
+    /// Submissions to let pass before the next one that is timed.
+    skip: u64,
+    random: u64,
+}
+
+impl Lot {
+    /// Whether this submission is timed.
+    fn draw(&mut self) -> bool {
+        if let Some(less) = self.skip.checked_sub(1) {
+            self.skip = less;
+            return false;
+        }
+        // Knuth's MMIX generator; its upper bits are good.
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let uniform = (self.random >> 40) as f64 / f64::from(1 << 24);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 2 RAREST")]
+        let skip = (uniform * (2.0 * self.one_in - 1.0)) as u64;
+        self.skip = skip;
+        true
+    }
+
+    /// Learns that `passes` took `seconds`.
+    fn observe(&mut self, passes: usize, seconds: f64) {
+        self.one_in = (TELLING * passes as f64 / seconds.max(1e-9)).clamp(1.0, RAREST);
+    }
+}
+
+impl State {
+    /// Reads the stamps that have arrived, of a clock that ticks every `period` nanoseconds.
+    fn harvest(&mut self, period: f64) {
+        for (trace, arrived) in std::mem::take(&mut self.running) {
+            match arrived.try_recv() {
+                Ok(true) => self.take(trace, period),
+                Err(TryRecvError::Empty) => self.running.push((trace, arrived)),
+                // It will never arrive: the device is failing, which others notice and report.
+                Ok(false) | Err(TryRecvError::Disconnected) => self.made -= 1,
+            }
+        }
+    }
+
+    fn take(&mut self, trace: Trace, period: f64) {
+        let bytes = trace.bytes();
+        let Trace { stamps, passes } = trace;
+        if let Ok(view) = stamps.staging.get_mapped_range(..bytes) {
+            let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&view);
+            let mut busy = 0.0;
+            for (pass, ticks) in passes.iter().zip(ticks.windows(2)) {
+                let Some(ticks) = elapsed(ticks[0], ticks[1]) else { continue };
+                let seconds = ticks as f64 * period * 1e-9;
+                busy += seconds;
+                let sums = self.sums(pass.pipeline.kernel());
+                sums.seconds += seconds;
+                sums.timed_work += pass.work;
+                sums.timed_launches += pass.launches;
+            }
+            self.lot.observe(passes.len(), busy);
+        }
+        stamps.staging.unmap();
+        self.free.push(stamps);
+    }
+
+    /// Counts launches; `true` if they must be timed since nothing is known yet of one of the kernels.
+    fn count<'a>(&mut self, launches: impl IntoIterator<Item = (&'a Pipeline, f64)>) -> bool {
+        let mut unknown = false;
+        for (pipeline, work) in launches {
+            let sums = self.sums(pipeline.kernel());
+            sums.work += work;
+            unknown |= !std::mem::replace(&mut sums.traced, true);
+        }
+        unknown
+    }
+
+    fn sums(&mut self, kernel: &str) -> &mut Sums {
+        self.kernels.entry(kernel.to_owned()).or_default()
+    }
+}
+
+/// Ticks between two stamps. Some drivers write zeros or equal stamps: treat those as missing.
+pub(super) fn elapsed(from: u64, to: u64) -> Option<u64> {
+    to.checked_sub(from).filter(|ticks| from > 0 && *ticks > 0)
+}
+
+impl Gpu {
+    /// Whether the device's time is added up by kernel, where it has a clock; see [`Gpu::kernel_seconds`].
+    #[must_use]
+    pub fn with_profile(mut self, on: bool) -> Self {
+        self.profile = Profile { on: on && self.info().timestamps, state: Mutex::default() };
+        self
+    }
+
+    /// Seconds that launches took by the device's own clock, by the name of the kernel's shader ("matmul_subgroup"),
+    /// without those that prove submissions. Empty unless opened [`with_profile`] on a device that has a clock.
+    ///
+    /// Of [`Gpu::timed_dispatches`] they are measured, those of the others are taken to last as long for the same work.
+    /// A kernel of which no launch was timed is left out.
+    ///
+    /// [`with_profile`]: Gpu::with_profile
+    #[must_use]
+    pub fn kernel_seconds(&self) -> BTreeMap<String, f64> {
+        self.harvest();
+        let state = self.profile_state();
+        let timed = state.kernels.iter().filter(|(_, sums)| sums.timed_work > 0.0);
+        timed.map(|(name, sums)| (name.clone(), sums.seconds * sums.work / sums.timed_work)).collect()
+    }
+
+    /// Launches so far that were timed; the others were left out, still run, or the device's stamps made no sense.
+    #[must_use]
+    pub fn timed_dispatches(&self) -> u64 {
+        self.harvest();
+        self.profile_state().kernels.values().map(|sums| sums.timed_launches).sum()
+    }
+
+    fn profile_state(&self) -> MutexGuard<'_, State> {
+        self.profile.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the stamps that have arrived.
+    pub(super) fn harvest(&self) {
+        if self.profile.on {
+            self.profile_state().harvest(f64::from(self.queue.get_timestamp_period()));
+        }
+    }
+
+    /// Stamps for a submission of launches, each a kernel's and of some work; `None` if it is not to be timed, or too
+    /// many are under way.
+    pub(super) fn trace<'a>(
+        &self,
+        launches: impl IntoIterator<Item = (&'a Pipeline, f64)>,
+    ) -> Result<Option<Trace>> {
+        if !self.profile.on {
+            return Ok(None);
+        }
+        let mut state = self.profile_state();
+        let drawn = state.lot.draw();
+        if !state.count(launches) && !drawn {
+            return Ok(None);
+        }
+        let stamps = match state.free.pop() {
+            Some(stamps) => stamps,
+            None if state.made < SETS => {
+                let stamps = self.make_stamps()?;
+                state.made += 1;
+                stamps
+            }
+            None => return Ok(None),
+        };
+        Ok(Some(Trace { stamps, passes: Vec::new() }))
+    }
+
+    fn make_stamps(&self) -> Result<Stamps> {
+        let size = 8 * u64::from(STAMPS);
+        let buffer = |usage| {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("stamps"),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        self.guarded("stamps", 3 * size, || Stamps {
+            queries: self.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("stamps"),
+                ty: wgpu::QueryType::Timestamp,
+                count: STAMPS,
+            }),
+            resolved: buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
+            staging: buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST),
+        })
+    }
+
+    /// Has the stamps of a submission, which was just handed over, read as soon as it is done.
+    pub(super) fn follow(&self, trace: Trace) {
+        let (sender, arrived) = mpsc::channel();
+        trace.stamps.staging.map_async(wgpu::MapMode::Read, ..trace.bytes(), move |result| {
+            // Nobody listens once the device is closed.
+            let _ = sender.send(result.is_ok());
+        });
+        self.profile_state().running.push((trace, arrived));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Commands, DeviceChoice, list};
+    use crate::kernels::{NormOperands, RmsNorm, RmsNormForm, Swiglu};
+
+    #[test]
+    fn senseless_stamps_are_missing() {
+        assert_eq!(elapsed(5, 9), Some(4));
+        assert_eq!(elapsed(9, 5), None);
+        assert_eq!(elapsed(5, 5), None);
+        assert_eq!(elapsed(0, 9), None);
+        assert_eq!(elapsed(5, 0), None);
+    }
+
+    #[test]
+    fn short_passes_are_timed_now_and_then() {
+        let mut lot = State::default().lot;
+        let drawn = |lot: &mut Lot| (0..10_000).filter(|_| lot.draw()).count();
+        assert_eq!(drawn(&mut lot), 10_000);
+        lot.observe(10, 10.0 * TELLING);
+        assert_eq!(drawn(&mut lot), 10_000);
+        lot.observe(10, 10.0 * TELLING / 8.0);
+        let some = drawn(&mut lot);
+        assert!((1100..1400).contains(&some), "{some}");
+        lot.observe(10, 0.0);
+        let few = drawn(&mut lot);
+        assert!((120..200).contains(&few), "{few}");
+    }
+
+    /// As many launches of two kernels as `repeats` says, in one submission each.
+    fn run(gpu: &Gpu, repeats: usize) {
+        let count = 1 << 16;
+        let gate = gpu.upload("gate", &vec![1.0f32; count]).unwrap();
+        let y = gpu.alloc("y", 4 * count as u64).unwrap();
+        let swiglu = Swiglu::new(gpu).unwrap();
+        let norm = RmsNorm::new(gpu, RmsNormForm::Plain, 1024).unwrap();
+        for _ in 0..repeats {
+            let mut commands = Commands::new();
+            swiglu.record(&mut commands, &gate, &gate, &y, count);
+            swiglu.record(&mut commands, &gate, &gate, &y, count);
+            let operands =
+                NormOperands { h: &gate, rows: None, gain: &gate, y: &y, count: 64, d: 1024, eps: 1e-5 };
+            norm.record(&mut commands, operands);
+            commands.submit(gpu).unwrap();
+        }
+    }
+
+    #[test]
+    fn kernels_are_charged_where_the_device_has_a_clock() {
+        for index in 0..list().len() {
+            let gpu = Gpu::open(&DeviceChoice::Index(index)).unwrap().with_profile(true);
+            let start = std::time::Instant::now();
+            run(&gpu, 20);
+            gpu.wait("profiled work").unwrap();
+            let wall = start.elapsed().as_secs_f64();
+            let seconds = gpu.kernel_seconds();
+            if !gpu.info().timestamps {
+                assert!(seconds.is_empty() && gpu.timed_dispatches() == 0);
+                continue;
+            }
+            // The first submission is always timed, and there are no more sets than allowed.
+            assert!((3..=60).contains(&gpu.timed_dispatches()), "{}", gpu.timed_dispatches());
+            assert!(gpu.profile_state().made <= SETS);
+            let names: Vec<_> = seconds.keys().map(String::as_str).collect();
+            assert_eq!(names, ["rms_norm", "swiglu"], "{}", gpu.info().name);
+            let sum: f64 = seconds.values().sum();
+            assert!(sum > 0.0 && sum < 2.0 * wall, "{sum} s of {wall} s");
+        }
+    }
+
+    #[test]
+    fn nothing_is_noted_without_being_asked() {
+        let gpu = Gpu::open(&DeviceChoice::Index(0)).unwrap();
+        run(&gpu, 2);
+        gpu.wait("work").unwrap();
+        assert!(gpu.kernel_seconds().is_empty());
+        assert_eq!(gpu.profile_state().made, 0);
+    }
+}

@@ -1,0 +1,364 @@
+//! Weights on their way to the device: each checkpoint's tensor is read once a pass, uploaded once as stored, and
+//! packed into every scheme that an arm needs. What is byte-identical between checkpoints is held once.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::block::{Attention, Block, Blocks, FeedForward, HeadRows, Products, Projection};
+use super::embedding::Embedding;
+use super::parts::{Kind, Part, Role, kinds};
+use super::reader::{Reader, Request};
+use super::{Layout, Residence, Source};
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::error::Result;
+use crate::gpu::{Buffer, Gpu};
+use crate::kernels::{Finish, Matmul, Matrix, Matvec, Packer, Stored};
+use crate::model::weights::EMBEDDING;
+use crate::quant::{Precision, Scheme};
+
+/// All arms' weights, resident or passing through.
+#[derive(Debug)]
+pub(super) struct Loader {
+    gpu: Arc<Gpu>,
+    /// Each once.
+    checkpoints: Vec<Arc<Checkpoint>>,
+    /// By arm: which checkpoint, and at which precision.
+    arms: Vec<(usize, Precision)>,
+    quantize_head: bool,
+    residence: Residence,
+    kinds: Vec<Kind>,
+    embeddings: Vec<Embedding>,
+    packer: Packer,
+    products: HashMap<(Scheme, usize, usize, Finish), Products>,
+    /// By block, checkpoint and tensor: the earlier checkpoint whose bytes it has, as far as is known.
+    alike: HashMap<(usize, usize, String), usize>,
+    loaded: BTreeMap<usize, Blocks>,
+    /// The blocks still to come in this pass.
+    coming: VecDeque<Coming>,
+    reader: Option<Reader>,
+    seconds: f64,
+}
+
+/// A block under way.
+#[derive(Debug)]
+struct Coming {
+    block: usize,
+    steps: VecDeque<Step>,
+    made: HashMap<(usize, String), Made>,
+}
+
+/// One tensor of all checkpoints.
+#[derive(Debug)]
+struct Step {
+    part: Part,
+    /// The checkpoints it is read from.
+    checkpoints: Vec<usize>,
+    arrived: Vec<Tensor>,
+}
+
+/// What became of a tensor.
+#[derive(Debug)]
+enum Made {
+    Vector(Buffer),
+    /// In every scheme that was needed.
+    Matrices(Scheme, Vec<Matrix>),
+}
+
+impl Loader {
+    pub(super) fn new(
+        gpu: &Arc<Gpu>,
+        sources: &[Source],
+        quantize_head: bool,
+        layout: &Layout,
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let mut checkpoints: Vec<Arc<Checkpoint>> = Vec::new();
+        let mut arms = Vec::new();
+        for Source { checkpoint, precision } in sources {
+            let found = checkpoints.iter().position(|known| Arc::ptr_eq(known, checkpoint));
+            let number = found.unwrap_or_else(|| {
+                checkpoints.push(Arc::clone(checkpoint));
+                checkpoints.len() - 1
+            });
+            arms.push((number, *precision));
+        }
+        let config = sources.first().map(|source| source.checkpoint.config());
+        let embeddings = checkpoints.iter().map(Embedding::new).collect::<Result<_>>()?;
+        Ok(Self {
+            gpu: Arc::clone(gpu),
+            arms,
+            quantize_head,
+            residence: layout.residence,
+            kinds: config.map(|config| kinds(config, layout.head_rows)).unwrap_or_default(),
+            embeddings,
+            checkpoints,
+            packer: Packer::default(),
+            products: HashMap::new(),
+            alike: HashMap::new(),
+            loaded: BTreeMap::new(),
+            coming: VecDeque::new(),
+            reader: None,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// How many blocks a pass has; the last ones are the head's.
+    pub(super) fn blocks(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// Seconds that the pass waited for weights, with uploading and packing.
+    pub(super) fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// All checkpoints, each once.
+    pub(super) fn checkpoints(&self) -> &[Arc<Checkpoint>] {
+        &self.checkpoints
+    }
+
+    /// Which checkpoint an arm belongs to.
+    pub(super) fn checkpoint_of(&self, arm: usize) -> usize {
+        self.arms[arm].0
+    }
+
+    /// The embedding rows of `tokens` in one checkpoint, `[t, d]`.
+    pub(super) fn embed(&mut self, checkpoint: usize, tokens: &[u32]) -> Result<Vec<f32>> {
+        let start = Instant::now();
+        let rows = self.embeddings[checkpoint].rows(tokens);
+        self.seconds += start.elapsed().as_secs_f64();
+        rows
+    }
+
+    /// Starts a pass: what is not on the device begins to be read.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        let start = Instant::now();
+        if self.residence != Residence::Resident {
+            self.loaded.clear();
+        }
+        self.reader = None;
+        self.coming = (0..self.kinds.len())
+            .filter(|block| !self.loaded.contains_key(block))
+            .map(|block| Ok(Coming { block, steps: self.steps(block)?, made: HashMap::new() }))
+            .collect::<Result<_>>()?;
+        if !self.coming.is_empty() {
+            let steps = self.coming.iter().flat_map(|coming| &coming.steps);
+            let requests =
+                steps.flat_map(|step| step.checkpoints.iter().map(|c| self.request(*c, &step.part)));
+            self.reader = Some(Reader::start(requests.collect()));
+        }
+        self.seconds += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// The tensors of a block in the order in which they are read.
+    fn steps(&self, block: usize) -> Result<VecDeque<Step>> {
+        let mut steps: VecDeque<Step> = VecDeque::new();
+        for (number, checkpoint) in self.checkpoints.iter().enumerate() {
+            for part in self.kinds[block].parts(checkpoint)? {
+                if self.alike.contains_key(&(block, number, part.name.clone())) {
+                    continue;
+                }
+                match steps.iter_mut().find(|step| step.part == part) {
+                    Some(step) => step.checkpoints.push(number),
+                    None => steps.push_back(Step { part, checkpoints: vec![number], arrived: Vec::new() }),
+                }
+            }
+        }
+        Ok(steps)
+    }
+
+    fn request(&self, checkpoint: usize, part: &Part) -> Request {
+        Request {
+            checkpoint: Arc::clone(&self.checkpoints[checkpoint]),
+            name: part.name.clone(),
+            shape: part.shape.clone(),
+            rows: part.rows.clone(),
+            held: if part.name == EMBEDDING { self.embeddings[checkpoint].held() } else { None },
+        }
+    }
+
+    /// Every arm's block, loaded if it is not there yet.
+    pub(super) fn take(&mut self, block: usize) -> Result<Blocks> {
+        let start = Instant::now();
+        while !self.loaded.contains_key(&block) && !self.coming.is_empty() {
+            self.step(true)?;
+        }
+        self.seconds += start.elapsed().as_secs_f64();
+        let Some(blocks) = self.loaded.get(&block) else { unreachable!("block {block} of this pass") };
+        Ok(blocks.clone())
+    }
+
+    /// Goes on with the block after `block` as far as that needs no waiting, if there is room for both.
+    pub(super) fn ahead(&mut self, block: usize) -> Result<()> {
+        let overlaps = self.residence == Residence::Streamed { overlap: true };
+        if overlaps && self.coming.front().is_some_and(|coming| coming.block == block + 1) {
+            let start = Instant::now();
+            self.step(false)?;
+            self.seconds += start.elapsed().as_secs_f64();
+        }
+        Ok(())
+    }
+
+    /// Whether blocks leave the device after use.
+    pub(super) fn is_streamed(&self) -> bool {
+        self.residence != Residence::Resident
+    }
+
+    /// Lets a block go that is not resident; the device must be done with it.
+    pub(super) fn release(&mut self, block: usize) {
+        if self.is_streamed() {
+            self.loaded.remove(&block);
+        }
+    }
+
+    /// Takes one tensor from the reader and makes of it what the block needs.
+    fn step(&mut self, wait: bool) -> Result<()> {
+        let Some(mut coming) = self.coming.pop_front() else { return Ok(()) };
+        if let Some(step) = coming.steps.front_mut() {
+            let tensor = match (&self.reader, wait) {
+                (Some(reader), true) => Some(reader.next()?),
+                (Some(reader), false) => reader.try_next()?,
+                (None, _) => None,
+            };
+            let Some(tensor) = tensor else {
+                self.coming.push_front(coming);
+                return Ok(());
+            };
+            step.arrived.push(tensor);
+            if step.arrived.len() == step.checkpoints.len()
+                && let Some(step) = coming.steps.pop_front()
+            {
+                self.make(coming.block, step, &mut coming.made)?;
+            }
+        }
+        if coming.steps.is_empty() {
+            let blocks = self.assemble(coming.block, &coming.made)?;
+            self.loaded.insert(coming.block, blocks);
+        } else {
+            self.coming.push_front(coming);
+        }
+        Ok(())
+    }
+
+    /// The checkpoint whose bytes a tensor has.
+    fn owner(&self, block: usize, checkpoint: usize, name: &str) -> usize {
+        self.alike.get(&(block, checkpoint, name.to_owned())).copied().unwrap_or(checkpoint)
+    }
+
+    /// Uploads and packs one tensor of all checkpoints.
+    fn make(&mut self, block: usize, step: Step, made: &mut HashMap<(usize, String), Made>) -> Result<()> {
+        let Step { part, checkpoints, arrived } = step;
+        let mut owners: Vec<(usize, Tensor)> = Vec::new();
+        for (checkpoint, tensor) in checkpoints.into_iter().zip(arrived) {
+            match owners.iter().find(|(_, known)| *known == tensor) {
+                Some((owner, _)) => {
+                    self.alike.insert((block, checkpoint, part.name.clone()), *owner);
+                }
+                None => owners.push((checkpoint, tensor)),
+            }
+        }
+        for (owner, tensor) in owners {
+            let thing = match part.role {
+                Role::Vector => Made::Vector(self.gpu.upload(&part.name, &tensor.to_f32())?),
+                Role::Matrix { .. } => {
+                    let users = self.arms.iter().filter(|(c, _)| self.owner(block, *c, &part.name) == owner);
+                    let mut schemes: Vec<_> = users
+                        .map(|(_, precision)| {
+                            self.kinds[block].scheme(tensor.dtype, *precision, self.quantize_head)
+                        })
+                        .collect();
+                    schemes.sort_unstable();
+                    schemes.dedup();
+                    let (n, k) = (part.rows.len(), part.shape[1]);
+                    let stored = Stored { name: &part.name, dtype: tensor.dtype, bytes: &tensor.bytes, n, k };
+                    Made::Matrices(tensor.dtype, self.packer.pack(&self.gpu, &schemes, stored)?)
+                }
+            };
+            made.insert((owner, part.name.clone()), thing);
+        }
+        Ok(())
+    }
+
+    /// Every arm's block of what was made; arms of which all parts are the same share one.
+    fn assemble(&mut self, block: usize, made: &HashMap<(usize, String), Made>) -> Result<Blocks> {
+        let kind = self.kinds[block].clone();
+        let mut known: HashMap<Vec<(usize, Option<Scheme>)>, Arc<Block>> = HashMap::new();
+        let mut blocks = Vec::with_capacity(self.arms.len());
+        for (checkpoint, precision) in self.arms.clone() {
+            let parts = kind.parts(&self.checkpoints[checkpoint])?;
+            let mut key = Vec::with_capacity(parts.len());
+            let mut things = Vec::with_capacity(parts.len());
+            for part in parts {
+                let owner = self.owner(block, checkpoint, &part.name);
+                let Some(thing) = made.get(&(owner, part.name.clone())) else {
+                    unreachable!("{} was loaded", part.name)
+                };
+                let scheme = match thing {
+                    Made::Vector(_) => None,
+                    Made::Matrices(stored, _) => Some(kind.scheme(*stored, precision, self.quantize_head)),
+                };
+                key.push((owner, scheme));
+                things.push((part, thing, scheme));
+            }
+            if let Some(block) = known.get(&key) {
+                blocks.push(Arc::clone(block));
+                continue;
+            }
+            let built = Arc::new(self.build(&kind, things)?);
+            known.insert(key, Arc::clone(&built));
+            blocks.push(built);
+        }
+        Ok(blocks)
+    }
+
+    /// A block of its parts: a norm, then matrices, each with its bias after it if it has one.
+    fn build(&mut self, kind: &Kind, things: Vec<(Part, &Made, Option<Scheme>)>) -> Result<Block> {
+        let mut norm = None;
+        let mut projections: Vec<Projection> = Vec::new();
+        for (part, thing, scheme) in things {
+            match (thing, part.role) {
+                (Made::Vector(buffer), _) => match projections.last_mut() {
+                    None => norm = Some(buffer.clone()),
+                    Some(projection) => projection.bias = Some(buffer.clone()),
+                },
+                (Made::Matrices(_, matrices), Role::Matrix { finish, launched }) => {
+                    let Some(matrix) = matrices.iter().find(|matrix| Some(matrix.scheme) == scheme) else {
+                        unreachable!("{} was packed for every arm", part.name)
+                    };
+                    let products = self.products(matrix, launched, finish)?;
+                    projections.push(Projection { matrix: matrix.clone(), bias: None, products });
+                }
+                (Made::Matrices(..), Role::Vector) => unreachable!("{} is a vector", part.name),
+            }
+        }
+        let Some(norm) = norm else { unreachable!("a block begins with its norm") };
+        let count = projections.len();
+        let mut next = projections.into_iter();
+        let mut next = || next.next().unwrap_or_else(|| unreachable!("{kind:?} of {count} matrices"));
+        Ok(match kind {
+            Kind::Attention(_) => {
+                Block::Attention(Attention { norm, q: next(), k: next(), v: next(), o: next() })
+            }
+            Kind::FeedForward(_) => {
+                Block::FeedForward(FeedForward { norm, gate: next(), up: next(), down: next() })
+            }
+            Kind::Head(rows) => Block::Head(HeadRows { norm, rows: next(), first: rows.start }),
+        })
+    }
+
+    /// The kernels for a matrix, chosen once for each class: the last rows of a head use what the first ones do.
+    fn products(&mut self, matrix: &Matrix, launched: usize, finish: Finish) -> Result<Products> {
+        let class = (matrix.scheme, launched, matrix.k, finish);
+        if let Some(products) = self.products.get(&class) {
+            return Ok(products.clone());
+        }
+        let products = Products {
+            matmul: Matmul::tuned(&self.gpu, matrix, launched.min(matrix.n), finish)?,
+            matvec: Matvec::tuned(&self.gpu, matrix, launched.min(matrix.n), finish)?,
+        };
+        self.products.insert(class, products.clone());
+        Ok(products)
+    }
+}

@@ -1,0 +1,86 @@
+//! What memory a run takes, and what it cost, for people who ask.
+
+use std::fmt::Write;
+
+use super::schema::{Counters, Memory};
+use super::table::{Style, add, table};
+
+/// The plan as a table, and what is expected.
+#[must_use]
+pub fn memory_text(memory: &Memory) -> String {
+    let mut text = String::new();
+    let mut table = table(Style::Plain, &["memory", "", "bytes"].map(str::to_owned), 2);
+    for item in &memory.items {
+        add(&mut table, &[item.name.clone(), item.detail.clone(), grouped(item.bytes)], 2);
+    }
+    let most = format!("of {}", grouped(memory.budget_bytes));
+    add(&mut table, &["at most".to_owned(), most, grouped(memory.peak_bytes)], 2);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{}", table.trim_fmt());
+    let _ = write!(
+        text,
+        "expected: {} passes over the weights, {} bytes read, {} bytes uploaded",
+        memory.predicted_passes,
+        grouped(memory.predicted_disk_bytes),
+        grouped(memory.predicted_upload_bytes)
+    );
+    text
+}
+
+/// The counters as a table.
+#[must_use]
+pub fn counters_text(counters: &Counters) -> String {
+    let rate = |tokens: u64, seconds: f64| match tokens {
+        0 => String::new(),
+        tokens => format!("{:.1} tokens/s", tokens as f64 / seconds.max(1e-9)),
+    };
+    let seconds = counters.seconds;
+    let rows = [
+        ("bytes read", grouped(counters.disk_bytes), String::new()),
+        ("bytes uploaded", grouped(counters.upload_bytes), String::new()),
+        ("passes over the weights", grouped(counters.weight_passes), String::new()),
+        ("kernel launches", grouped(counters.dispatches), String::new()),
+        ("submissions", grouped(counters.submissions), String::new()),
+        ("tokens scored", grouped(counters.tokens_scored), rate(counters.tokens_scored, seconds.score)),
+        (
+            "tokens generated",
+            grouped(counters.tokens_generated),
+            rate(counters.tokens_generated, seconds.generate),
+        ),
+        ("seconds loading", format!("{:.2}", seconds.load), String::new()),
+        ("seconds scoring", format!("{:.2}", seconds.score), String::new()),
+        ("seconds generating", format!("{:.2}", seconds.generate), String::new()),
+        ("most device bytes", grouped(counters.peak_device_bytes), String::new()),
+    ];
+    let mut table = table(Style::Plain, &["it took", "", ""].map(str::to_owned), 2);
+    rows.into_iter().for_each(|(name, value, rate)| add(&mut table, &[name.to_owned(), rate, value], 2));
+    if let Some(bytes) = counters.peak_allocated_bytes {
+        let name = "most bytes by the driver's allocator".to_owned();
+        add(&mut table, &[name, String::new(), grouped(bytes)], 2);
+    }
+    table.trim_fmt()
+}
+
+/// Digits in threes.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_numbers_are_grouped() {
+        let numbers = [0, 12, 999, 1000, 1_234_567].map(grouped);
+        assert_eq!(numbers, ["0", "12", "999", "1 000", "1 234 567"]);
+    }
+}
