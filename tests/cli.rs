@@ -1,4 +1,4 @@
-//! The program as its users see it: stdout, stderr, files, exit codes. All on the CPU pass.
+//! The program as its users see it: stdout, stderr, files, exit codes. On the CPU pass but for what is about device memory.
 
 use std::process::Output;
 
@@ -183,6 +183,43 @@ fn a_failing_arm_leaves_the_report_of_the_others() {
     assert_eq!((&saved["complete"], saved["arms"].as_array().unwrap().len()), (&json!(false), 6));
     assert!(saved["stopped"].as_str().unwrap().contains("NaN"));
     assert!(stdout(&output).contains("Incomplete"), "{}", stdout(&output));
+}
+
+#[test]
+fn device_memory_is_limited_and_explained() {
+    let family = family();
+    let Some(gpu) = crate::adapters::all().first() else { return };
+    let device = gpu.info().index.unwrap();
+    let audit = format!("{AUDIT} --limit 2 --no-tune").replace("cpu", &device.to_string());
+    let plain = undertext(&family, &audit);
+    let limited = undertext(&family, &format!("{audit} --vram 24MiB --explain --json report.json"));
+    assert_eq!(good(&plain), good(&limited), "the same figures");
+    let said = stderr(&limited);
+    for part in ["--vram", "memory", "weights", "expected: ", "passes over the weights", "most host bytes"] {
+        assert!(
+            said.contains(part) || part == "most host bytes" && !cfg!(target_os = "linux"),
+            "{part} in {said}"
+        );
+    }
+    let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
+    let memory = &saved["memory"][0];
+    assert_eq!((&memory["budget_bytes"], &memory["budget"]), (&json!(24 << 20), &json!("--vram")));
+    let peak = memory["peak_bytes"].as_u64().unwrap();
+    assert!(saved["counters"]["peak_device_bytes"].as_u64().unwrap() <= peak && peak <= 24 << 20);
+    // One at a time, as a plain script would, comes to the same.
+    assert_eq!(good(&undertext(&family, &format!("{audit} --naive"))), good(&plain));
+
+    one_line(&undertext(&family, &format!("{audit} --vram 1MiB")), 4, &["1048576 (--vram)", "are needed"]);
+    one_line_usage(&undertext(&family, &format!("{audit} --vram plenty")), "plenty");
+    one_line_usage(&undertext(&family, &format!("{audit} --kv f8")), "f8");
+    // Keys and values in f32 are another model's in the last digits, but the same words.
+    assert_eq!(undertext(&family, &format!("{audit} --kv f32")).status.code(), Some(0));
+}
+
+/// What clap refuses: exit code 2, and the value named.
+fn one_line_usage(output: &Output, value: &str) {
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(output));
+    assert!(stderr(output).contains(value), "{}", stderr(output));
 }
 
 #[test]

@@ -165,7 +165,9 @@ fn the_record_lists_the_kernels_and_the_flags_are_obeyed() {
     // Where the device has a clock, the record says how long each kernel took.
     if adapters::all()[0].info().timestamps {
         let seconds = safe["gpu_seconds"].as_object().unwrap();
-        for kernel in ["pack_codes", "matmul", "matvec", "attention_prefill", "attention_decode", "fold"] {
+        let subgroups = adapters::all()[0].has_subgroups();
+        let prefill = if subgroups { "attention_prefill_subgroup" } else { "attention_prefill" };
+        for kernel in ["pack_codes", "matmul", "matvec", prefill, "attention_decode", "fold"] {
             assert!(seconds[kernel].as_f64().is_some_and(|seconds| seconds > 0.0), "{kernel}: {seconds:?}");
         }
         let timed = safe["gpu_timed_dispatches"].as_u64().unwrap();

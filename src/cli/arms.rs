@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::args::MemoryArgs;
 use super::device::Device;
@@ -139,7 +138,6 @@ pub(super) fn open_one(
     needs: Needs,
     memory: &MemoryArgs,
 ) -> Result<(Box<dyn Lockstep>, Vec<schema::Memory>)> {
-    let source = Source { checkpoint: Arc::clone(&source.checkpoint), precision: source.precision };
     let arms = Arms::new(device, vec![source], vec![name.to_owned()], quantize_head, needs, memory);
     let mut open = &arms;
     open.part(0..1, 0)?;

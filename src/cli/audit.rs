@@ -50,7 +50,8 @@ pub(super) fn execute(
     let (findings, result) = audit.run(&mut &arms, options, &mut watch);
     watch.progress.finish();
     if memory.explain {
-        say(&counters_text(&record.report(&findings).counters));
+        let report = record.report(&findings);
+        say(&counters_text(&report.counters, &report.gpu_seconds));
     }
     if result.is_ok() || !findings.arms.is_empty() {
         let report = record.report(&findings);

@@ -61,7 +61,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         counters: engine.counters().into(),
     };
     if memory.explain {
-        say(&counters_text(&generated.counters));
+        say(&counters_text(&generated.counters, &generated.gpu_seconds));
     }
     output.emit(&generated, |_| format!("{}\n", generated.text))
 }

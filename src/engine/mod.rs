@@ -13,6 +13,7 @@ mod plan;
 mod queue;
 mod run;
 mod sequence;
+mod space;
 
 pub use needs::{Demand, Needs};
 pub use plan::{Budget, Given, Item, MemoryPlan, Predicted};

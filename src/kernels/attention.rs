@@ -14,6 +14,10 @@ use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 const WG: u32 = 64;
 /// Lanes that share a query; `attention_decode.wgsl` has the same number.
 const DECODE_LANES: usize = 8;
+/// Lanes of a decode workgroup; on a software device one query's, since there a workgroup keeps one core busy and
+/// a single sequence has few queries. It changes no bits: a query has its own lanes in any case.
+const DECODE_WG: u32 = 64;
+const DECODE_WG_SOFTWARE: u32 = 8;
 
 /// Lanes of a subgroup that share out a key or a value: the largest number that the device's smallest subgroup has.
 const SUBGROUP_LANES: [u32; 2] = [4, 8];
@@ -45,7 +49,10 @@ pub(super) const PREFILL_SUBGROUP: Kernel = Kernel {
 };
 pub(super) const DECODE: Kernel = Kernel {
     name: "attention_decode",
-    sources: || forms(decode_source),
+    sources: || {
+        let lanes = [DECODE_WG, DECODE_WG_SOFTWARE].into_iter();
+        lanes.flat_map(|wg| forms(move |e, page, kv| decode_source(e, page, kv, wg))).collect()
+    },
     params: Params::layout,
     cases: || cases("attention_decode", Variant::Decode),
 };
@@ -68,9 +75,13 @@ fn subgroup_source(width: usize, page: usize, format: KvFormat, lanes: u32) -> S
     source
 }
 
-fn decode_source(width: usize, page: usize, format: KvFormat) -> Source {
-    let name = format!("attention_decode/{} e={width}", format.name());
-    linked(plain(name, file!("attention_decode.wgsl")).with_index(), width, page, format)
+fn decode_source(width: usize, page: usize, format: KvFormat, wg: u32) -> Source {
+    let name = format!("attention_decode/{} e={width} wg={wg}", format.name());
+    let source = plain(name, file!("attention_decode.wgsl")).with_index();
+    let mut source = linked(source, width, page, format);
+    source.overrides.retain(|(name, _)| *name != "WG");
+    source.overrides.push(("WG", f64::from(wg)));
+    source
 }
 
 fn linked(mut source: Source, width: usize, page: usize, format: KvFormat) -> Source {
@@ -188,6 +199,7 @@ impl AttentionPrefill {
 /// Attention of one new token a sequence.
 #[derive(Clone, Debug)]
 pub struct AttentionDecode {
+    wg: u32,
     pipeline: Arc<Pipeline>,
 }
 
@@ -198,13 +210,14 @@ impl AttentionDecode {
     ///
     /// If the shader does not compile.
     pub fn new(gpu: &Gpu, width: usize, page: usize, format: KvFormat) -> Result<Self> {
-        Ok(Self { pipeline: gpu.pipeline(&decode_source(width, page, format))? })
+        let wg = if gpu.info().is_software() { DECODE_WG_SOFTWARE } else { DECODE_WG };
+        Ok(Self { wg, pipeline: gpu.pipeline(&decode_source(width, page, format, wg))? })
     }
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
         let lanes = operands.heads.queries * DECODE_LANES;
-        operands.record(commands, &self.pipeline, |t| Grid::flat((t * lanes).div_ceil(WG as usize)));
+        operands.record(commands, &self.pipeline, |t| Grid::flat((t * lanes).div_ceil(self.wg as usize)));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What memory a run takes, and what it cost, for people who ask.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::schema::{Counters, Memory};
@@ -27,9 +28,9 @@ pub fn memory_text(memory: &Memory) -> String {
     text
 }
 
-/// The counters as a table.
+/// The counters as a table, with the device's own time by kernel where it has a clock.
 #[must_use]
-pub fn counters_text(counters: &Counters) -> String {
+pub fn counters_text(counters: &Counters, gpu_seconds: &BTreeMap<String, f64>) -> String {
     let rate = |tokens: u64, seconds: f64| match tokens {
         0 => String::new(),
         tokens => format!("{:.1} tokens/s", tokens as f64 / seconds.max(1e-9)),
@@ -57,6 +58,14 @@ pub fn counters_text(counters: &Counters) -> String {
     if let Some(bytes) = counters.peak_allocated_bytes {
         let name = "most bytes by the driver's allocator".to_owned();
         add(&mut table, &[name, String::new(), grouped(bytes)], 2);
+    }
+    if let Some(bytes) = counters.peak_host_bytes {
+        add(&mut table, &["most host bytes".to_owned(), String::new(), grouped(bytes)], 2);
+    }
+    let mut kernels: Vec<_> = gpu_seconds.iter().collect();
+    kernels.sort_by(|a, b| b.1.total_cmp(a.1));
+    for (kernel, seconds) in kernels {
+        add(&mut table, &["seconds of the device".to_owned(), kernel.clone(), format!("{seconds:.2}")], 2);
     }
     table.trim_fmt()
 }

@@ -108,6 +108,14 @@ fn schema_recovery(findings: &Findings, recovered: &Recovered) -> schema::Recove
     }
 }
 
+/// What the process held at most so far, by Linux' own accounting.
+fn peak_host_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(1024 * kilobytes)
+}
+
 impl From<Counters> for schema::Counters {
     fn from(counters: Counters) -> Self {
         let Counters {
@@ -134,6 +142,7 @@ impl From<Counters> for schema::Counters {
             tokens_generated,
             peak_device_bytes,
             peak_allocated_bytes: (peak_allocated_bytes > 0).then_some(peak_allocated_bytes),
+            peak_host_bytes: peak_host_bytes(),
             seconds,
         }
     }

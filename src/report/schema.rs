@@ -297,6 +297,10 @@ pub struct Counters {
     /// The same by the driver's allocator, staging included, where it was watched (`--vram`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_allocated_bytes: Option<u64>,
+    /// Most memory that the process held on the host, a software adapter's device memory included, where the system
+    /// tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_host_bytes: Option<u64>,
     /// Where the time went.
     pub seconds: Seconds,
 }

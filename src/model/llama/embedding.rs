@@ -64,3 +64,25 @@ impl Embedding {
         Ok(values)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_read_one_by_one_are_those_of_the_whole() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model/tiny_llama");
+        let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
+        let held = Embedding::new(&checkpoint).unwrap();
+        assert!(held.held.is_some());
+        let read = Embedding { checkpoint, held: None };
+        let tokens = [3, 319, 0, 3, 3, 77];
+        let before = read.checkpoint.tensors().bytes_read();
+        let rows = read.rows(&tokens).unwrap();
+        assert_eq!(rows, held.rows(&tokens).unwrap());
+        let width = rows.len() / tokens.len();
+        assert_eq!(rows[..width], rows[3 * width..4 * width]);
+        let bytes = read.checkpoint.tensors().bytes_read() - before;
+        assert!(bytes as usize <= 4 * 4 * width, "{bytes}: each token once");
+    }
+}
