@@ -268,10 +268,15 @@ fn encode(
             end_of_pass_write_index: Some(1),
         });
         let split = trace.is_some();
+        let mut first = 0;
         // One pass, or one for each kernel if they are timed apart.
         for run in dispatches.chunk_by(|a, b| !split || a.pipeline.kernel() == b.pipeline.kernel()) {
+            if let Some(trace) = trace.as_mut().filter(|trace| !trace.is_open(first)) {
+                trace.end(&mut encoder);
+            }
             let work = run.iter().map(|d| d.work as f64).sum();
-            let own = trace.as_mut().and_then(|trace| trace.pass(&run[0].pipeline, run.len(), work));
+            let own = trace.as_mut().and_then(|trace| trace.pass(&run[0].pipeline, first, run.len(), work));
+            first += run.len();
             let timestamp_writes = own.or_else(|| whole.clone());
             let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
             let mut pass = encoder.begin_compute_pass(&descriptor);

@@ -4,14 +4,17 @@
 //! notes its clock at the end of every pass, at the beginning of the first as well. A pass is charged with the time
 //! since the stamp before it: so the kernels' times add up to what the device was busy, even where passes overlap.
 //!
-//! A stamp costs the device some microseconds (20 on llvmpipe): an empty pass at the end tells how many, and they are
-//! taken off. Where launches are so short that this would show, only
-//! some submissions are timed, by lot, and each kernel's seconds are extrapolated by the work of its launches.
+//! A stamp costs the device some microseconds (about 70 on llvmpipe): an empty pass at the end tells how many, and
+//! they are taken off. Where launches are so short that stamps would slow the run, only parts of some submissions are
+//! timed, by lot, and each kernel's seconds are extrapolated by the work of its launches.
+
+mod lot;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::lot::Lot;
 use super::Gpu;
 use super::shader::Pipeline;
 use crate::error::Result;
@@ -21,12 +24,6 @@ const STAMPS: u32 = 2048;
 
 /// Submissions whose stamps may be under way at a time. Two run, the others wait to be read; Metal has room for 32.
 const SETS: usize = 6;
-
-/// Passes shorter than this, in seconds, are slowed by a stamp by up to half a percent.
-const TELLING: f64 = 0.004;
-
-/// At least one submission in so many is timed.
-const RAREST: f64 = 64.0;
 
 /// Where the device notes its clock in one submission, and how that reaches the host.
 #[derive(Debug)]
@@ -41,6 +38,8 @@ struct Stamps {
 pub(super) struct Trace {
     stamps: Stamps,
     passes: Vec<Pass>,
+    /// The first launch that may be timed, and the number of passes.
+    window: (usize, usize),
     /// Whether an empty pass follows them.
     has_end: bool,
 }
@@ -54,15 +53,22 @@ struct Pass {
 }
 
 impl Trace {
-    /// What the next pass, of `launches` of `pipeline` that are `work` together, has to note; nothing if there is no
-    /// room left.
+    /// Whether a pass that begins with launch `first` is to be timed.
+    pub(super) fn is_open(&self, first: usize) -> bool {
+        let (start, most) = self.window;
+        first >= start && self.passes.len() < most.min(STAMPS as usize - 2)
+    }
+
+    /// What the pass of `launches` of `pipeline` from launch `first` on, `work` together, has to note; nothing if it is
+    /// not to be timed.
     pub(super) fn pass(
         &mut self,
         pipeline: &Arc<Pipeline>,
+        first: usize,
         launches: usize,
         work: f64,
     ) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
-        let index = u32::try_from(self.passes.len()).ok().filter(|index| index + 1 < STAMPS)?;
+        let index = u32::try_from(self.passes.len()).ok().filter(|_| self.is_open(first))?;
         self.passes.push(Pass { pipeline: Arc::clone(pipeline), launches: launches as u64, work });
         Some(wgpu::ComputePassTimestampWrites {
             query_set: &self.stamps.queries,
@@ -71,10 +77,10 @@ impl Trace {
         })
     }
 
-    /// An empty pass: the time that it takes is a stamp's own.
+    /// Right after the last pass that is timed, an empty one: what it takes is a stamp's own.
     pub(super) fn end(&mut self, encoder: &mut wgpu::CommandEncoder) {
-        let index = u32::try_from(self.passes.len()).ok().filter(|index| (1..STAMPS - 1).contains(index));
-        let Some(index) = index else { return };
+        let ends = !self.has_end && !self.passes.is_empty();
+        let Some(index) = u32::try_from(self.passes.len()).ok().filter(|_| ends) else { return };
         self.has_end = true;
         drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: None,
@@ -93,6 +99,9 @@ impl Trace {
 
     /// Ends a submission: the stamps go where the host can read them.
     pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        if self.passes.is_empty() {
+            return;
+        }
         let Stamps { queries, resolved, staging } = &self.stamps;
         let count = u32::try_from(self.bytes() / 8).unwrap_or(STAMPS);
         encoder.resolve_query_set(queries, 0..count, resolved, 0);
@@ -107,7 +116,7 @@ pub(super) struct Profile {
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     /// Sets that exist.
     made: usize,
@@ -120,18 +129,10 @@ struct State {
     lot: Lot,
 }
 
-impl Default for State {
-    fn default() -> Self {
-        let lot = Lot { one_in: 1.0, skip: 0, random: 1 };
-        let (free, running, kernels) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { made: 0, free, running, kernels, stamp_seconds: 0.0, ends: 0.0, lot }
-    }
-}
-
 /// What is known of one kernel.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
-    /// Whether a submission with one of its launches was timed; the first one always is.
+    /// Whether one of its launches was timed; the first ones always are.
     traced: bool,
     /// Of all launches.
     work: f64,
@@ -150,38 +151,6 @@ impl Sums {
     }
 }
 
-/// Decides which submissions are timed. They are drawn by lot, not counted off: submissions come in patterns.
-#[derive(Debug)]
-struct Lot {
-    one_in: f64,
-    /// Submissions to let pass before the next one that is timed.
-    skip: u64,
-    random: u64,
-}
-
-impl Lot {
-    /// Whether this submission is timed.
-    fn draw(&mut self) -> bool {
-        if let Some(less) = self.skip.checked_sub(1) {
-            self.skip = less;
-            return false;
-        }
-        // Knuth's MMIX generator; its upper bits are good.
-        self.random =
-            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let uniform = (self.random >> 40) as f64 / f64::from(1 << 24);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 2 RAREST")]
-        let skip = (uniform * (2.0 * self.one_in - 1.0)) as u64;
-        self.skip = skip;
-        true
-    }
-
-    /// Learns that `passes` took `seconds`.
-    fn observe(&mut self, passes: usize, seconds: f64) {
-        self.one_in = (TELLING * passes as f64 / seconds.max(1e-9)).clamp(1.0, RAREST);
-    }
-}
-
 impl State {
     /// Reads the stamps that have arrived, of a clock that ticks every `period` nanoseconds.
     fn harvest(&mut self, period: f64) {
@@ -197,7 +166,7 @@ impl State {
 
     fn take(&mut self, trace: Trace, period: f64) {
         let bytes = trace.bytes();
-        let Trace { stamps, passes, has_end } = trace;
+        let Trace { stamps, passes, has_end, .. } = trace;
         if let Ok(view) = stamps.staging.get_mapped_range(..bytes) {
             let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&view);
             let mut busy = 0.0;
@@ -223,15 +192,21 @@ impl State {
         self.free.push(stamps);
     }
 
-    /// Counts launches; `true` if they must be timed since nothing is known yet of one of the kernels.
-    fn count<'a>(&mut self, launches: impl IntoIterator<Item = (&'a Pipeline, f64)>) -> bool {
-        let mut unknown = false;
+    /// Counts launches and gives the number of all, and of the first of a kernel that nothing is known of yet.
+    fn count<'a>(
+        &mut self,
+        launches: impl IntoIterator<Item = (&'a Pipeline, f64)>,
+    ) -> (usize, Option<usize>) {
+        let (mut count, mut unknown) = (0, None);
         for (pipeline, work) in launches {
             let sums = self.sums(pipeline.kernel());
             sums.work += work;
-            unknown |= !std::mem::replace(&mut sums.traced, true);
+            if !sums.traced && unknown.is_none() {
+                unknown = Some(count);
+            }
+            count += 1;
         }
-        unknown
+        (count, unknown)
     }
 
     fn sums(&mut self, kernel: &str) -> &mut Sums {
@@ -297,9 +272,12 @@ impl Gpu {
         }
         let mut state = self.profile_state();
         let drawn = state.lot.draw();
-        if !state.count(launches) && !drawn {
-            return Ok(None);
-        }
+        let (count, unknown) = state.count(launches);
+        let (start, most) = match (unknown, drawn) {
+            (None, false) => return Ok(None),
+            (None, true) => state.lot.window(count),
+            (Some(first), _) => (first, state.lot.window(count).1),
+        };
         let stamps = match state.free.pop() {
             Some(stamps) => stamps,
             None if state.made < SETS => {
@@ -309,7 +287,7 @@ impl Gpu {
             }
             None => return Ok(None),
         };
-        Ok(Some(Trace { stamps, passes: Vec::new(), has_end: false }))
+        Ok(Some(Trace { stamps, passes: Vec::new(), window: (start, most), has_end: false }))
     }
 
     fn make_stamps(&self) -> Result<Stamps> {
@@ -335,12 +313,20 @@ impl Gpu {
 
     /// Has the stamps of a submission, which was just handed over, read as soon as it is done.
     pub(super) fn follow(&self, trace: Trace) {
+        if trace.passes.is_empty() {
+            self.profile_state().free.push(trace.stamps);
+            return;
+        }
         let (sender, arrived) = mpsc::channel();
         trace.stamps.staging.map_async(wgpu::MapMode::Read, ..trace.bytes(), move |result| {
             // Nobody listens once the device is closed.
             let _ = sender.send(result.is_ok());
         });
-        self.profile_state().running.push((trace, arrived));
+        let mut state = self.profile_state();
+        for pass in &trace.passes {
+            state.sums(pass.pipeline.kernel()).traced = true;
+        }
+        state.running.push((trace, arrived));
     }
 }
 
@@ -366,21 +352,6 @@ mod tests {
         // Stamps that cost more than what they time.
         assert_eq!(sums.estimate(1.0), Some(0.0));
         assert_eq!(Sums { work: 30.0, ..Sums::default() }.estimate(0.125), None);
-    }
-
-    #[test]
-    fn short_passes_are_timed_now_and_then() {
-        let mut lot = State::default().lot;
-        let drawn = |lot: &mut Lot| (0..10_000).filter(|_| lot.draw()).count();
-        assert_eq!(drawn(&mut lot), 10_000);
-        lot.observe(10, 10.0 * TELLING);
-        assert_eq!(drawn(&mut lot), 10_000);
-        lot.observe(10, 10.0 * TELLING / 8.0);
-        let some = drawn(&mut lot);
-        assert!((1100..1400).contains(&some), "{some}");
-        lot.observe(10, 0.0);
-        let few = drawn(&mut lot);
-        assert!((120..200).contains(&few), "{few}");
     }
 
     /// As many launches of two kernels as `repeats` says, in one submission each.
