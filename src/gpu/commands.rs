@@ -284,6 +284,9 @@ fn encode(
                 pass.dispatch_workgroups(x, y, z);
             }
         }
+        if let Some(trace) = &mut trace {
+            trace.end(&mut encoder);
+        }
         // The sentinel is not timed.
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let buffers = [sentinel.finished.clone(), last.written().clone()];

@@ -211,11 +211,12 @@ fn cases(kernel: &'static str, family: MatvecFamily) -> Vec<Case> {
             large,
         )
     };
-    // One new token, and as many as the largest tile has.
+    // One new token, as many as the largest tile has, and a few on fewer rows than columns.
     let mut cases = shapes(
         &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (4, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)],
         (1, 1024, 1024),
     );
     cases.extend(shapes(&[], (16, 1024, 1024)));
+    cases.extend(shapes(&[], (4, 512, 2048)));
     cases
 }
