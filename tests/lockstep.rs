@@ -287,3 +287,32 @@ fn wide_checkpoint_scores_in_a_gigabyte() {
         assert!(counters.peak_device_bytes.max(counters.peak_allocated_bytes) <= budget.bytes);
     }
 }
+
+#[test]
+#[ignore = "needs SmolLM2-135M-Instruct as a checkpoint directory: UNDERTEXT_SMOLLM2=DIR"]
+fn smollm2_streamed_through_96_mib_answers_as_resident() {
+    let dir = std::env::var("UNDERTEXT_SMOLLM2").expect("UNDERTEXT_SMOLLM2 names the checkpoint");
+    let checkpoint = Arc::new(Checkpoint::open(dir.as_ref()).unwrap());
+    let arms = [source(&checkpoint, Precision::Full)];
+    let ids = |seed: u32, count: u32| (0..count).map(|i| (i * i * 31 + 7 * i + seed) % 49_152).collect();
+    let generate = Ask::Generate { max_new: 4, stop: vec![] };
+    let mut tasks: Vec<Task> = [70, 130].map(|n| Task { tokens: ids(n, n), ask: Ask::Score }).into();
+    tasks.extend([9, 33].map(|n| Task { tokens: ids(n, n), ask: generate.clone() }));
+    let mut answers = Vec::new();
+    for bytes in [1 << 30, 96 << 20] {
+        let gpu = Arc::new(Gpu::open(&DeviceChoice::Best).unwrap().with_watched_memory());
+        let budget = Budget { bytes, source: "a test".to_owned(), binding: gpu.max_binding_bytes() };
+        let given = Given { kv: KvFormat::F16, ..given(0) };
+        let plans = MemoryPlan::choose(&arms, given, &Needs::of(&tasks), &budget).unwrap();
+        let [plan] = plans.as_slice() else { panic!("{plans:?}") };
+        gpu.limit_uploads(plan.uploads);
+        let model = Llama::new(&gpu, &arms, false, plan.layout).unwrap();
+        let mut engine = Engine::new(vec!["arm".to_owned()], model, Options::default());
+        answers.push(engine.run(&tasks, &mut |_| Ok(())).unwrap().remove(0).unwrap());
+        let counters = engine.counters();
+        println!("{:?}: {counters:?}", plan.layout.residence);
+        assert!(counters.peak_device_bytes.max(counters.peak_allocated_bytes) <= bytes);
+        assert_eq!(plan.layout.residence == Residence::Resident, bytes > 96 << 20);
+    }
+    assert!(answers[0] == answers[1]);
+}

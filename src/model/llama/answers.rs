@@ -60,7 +60,7 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// As [`Lockstep::run`].
+    /// As [`crate::model::Lockstep::run`].
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
         let batches = std::slice::from_ref(batch);
         let (inputs, jobs) = self.start(Pass::Score(batches))?;
