@@ -16,8 +16,8 @@
 //! | [`checkpoint`] | what is on disk: config, tensors, tokenizer |
 //! | [`gpu`] | the only place that says `wgpu::Device`: device choice, buffers, shader linking |
 //! | [`kernels`] | one file a kernel: parameters, wrapper, f64 twin, cases |
-//! | [`model`] | the forward pass as a list of kernel calls, and the same pass on the CPU |
-//! | [`engine`] | tasks in, observations out: batching, paged cache, shared prefixes |
+//! | [`model`] | the forward pass as a list of kernel calls, for many arms in lockstep, resident or streamed; the same pass on the CPU |
+//! | [`engine`] | tasks in, observations out: memory plan, passes, batching, paged cache, shared prefixes |
 //! | [`suite`] | MUSE: files to tasks, observations to metric values |
 //! | [`audit`] | plan to tasks to observations to findings; two checkpoints' weights compared |
 //! | [`report`] | the result's schema, as a table and as JSON |
