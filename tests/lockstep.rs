@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use tempfile::TempDir;
+use undertext::Error;
 use undertext::checkpoint::Checkpoint;
 use undertext::engine::{Ask, Budget, Engine, Given, MemoryPlan, Needs, Observation, Options, Task};
 use undertext::gpu::{DeviceChoice, Gpu};
 use undertext::kernels::{Finish, KvFormat, MatOperands, Matvec, Packer, Stored};
 use undertext::model::{Layout, Llama, Lockstep, Pass, Residence, Source};
 use undertext::quant::{Precision, Scheme};
-use undertext::{Error, kernels};
 
 use crate::adapters;
 use crate::reference::{CONFIG, Weights, checkpoint, tasks, tokens, weights, whole};
@@ -252,7 +252,6 @@ fn a_matrix_larger_than_a_binding_lies_in_parts() {
             }
         }
     }
-    assert_eq!(kernels::FOLD_CHUNK % 64, 0);
 }
 
 /// Run it under `/usr/bin/time -v` to see what the host holds: a software adapter's device memory is part of that.
