@@ -390,8 +390,10 @@ mod tests {
             assert!(gpu.profile_state().made <= SETS);
             let names: Vec<_> = seconds.keys().map(String::as_str).collect();
             assert_eq!(names, ["rms_norm", "swiglu"], "{}", gpu.info().name);
+            // What was timed took no longer than the clock on the wall says; the estimate for the launches that
+            // were not (19 of 20 submissions, if the device was slow to answer) can multiply that by 20.
             let sum: f64 = seconds.values().sum();
-            assert!(sum > 0.0 && sum < 2.0 * wall, "{sum} s of {wall} s");
+            assert!(sum > 0.0 && sum <= 21.0 * wall, "{sum} s of {wall} s");
         }
     }
 
