@@ -8,20 +8,13 @@
 // flat, one workgroup of WG lanes a row. Lane l walks columns l, l + WG, ... with a running maximum; lane 0
 // then joins the lanes in order.
 //
-// Links common/index.wgsl. f64 twin: kernels::fold.
+// Links common/index.wgsl and common/fold_state.wgsl. f64 twin: kernels::fold.
 
 struct Params {
     rows: u32, // m
     n: u32, // columns in this chunk
     first: u32, // the chunk's first column in the vocabulary
     unused: u32,
-}
-
-struct State {
-    top: f32,
-    sum: f32,
-    given_logit: f32,
-    argmax: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

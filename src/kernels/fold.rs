@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::case::{ULP, exp_error, noise, unwritten};
-use super::link::{file, params, plain};
+use super::link::{FOLD_STATE, file, params, plain};
 use super::pack::small;
 use super::split::moving;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
@@ -24,6 +24,7 @@ pub(super) const KERNEL: Kernel =
 
 fn source() -> Source {
     let mut source = plain("fold".to_owned(), file!("fold.wgsl")).with_index();
+    source.parts.push(FOLD_STATE);
     source.overrides.push(("WG", f64::from(WG)));
     source
 }

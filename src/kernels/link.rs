@@ -44,6 +44,8 @@ type File = (&'static str, &'static str);
 
 const INDEX: File = file!("common/index.wgsl");
 const OCT: File = file!("common/oct.wgsl");
+/// What logits are folded into.
+pub(super) const FOLD_STATE: File = file!("common/fold_state.wgsl");
 pub(super) const HALF: File = file!("common/half.wgsl");
 const NIBBLES: File = file!("common/nibbles.wgsl");
 

@@ -6,6 +6,8 @@
 mod attention;
 mod cache;
 mod case;
+mod divergence;
+mod entropy;
 mod family;
 mod fold;
 mod link;
@@ -19,12 +21,15 @@ mod rope;
 mod sentinel;
 mod split;
 mod swiglu;
+mod top;
 mod tune;
 mod tune_decode;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use cache::KvFormat;
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
+pub use divergence::{Diverge, DivergenceState, Operands as DivergeOperands};
+pub use entropy::{Entropy, EntropyState, Operands as EntropyOperands};
 pub use family::Family;
 pub use fold::{FOLD_CHUNK, Fold, FoldState};
 pub use link::ParamsLayout;
@@ -35,6 +40,7 @@ pub use pack::{Packer, Stored};
 pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
 pub use swiglu::Swiglu;
+pub use top::{TOP, Top, TopEntry};
 
 use crate::gpu::{Gpu, Source};
 
@@ -76,6 +82,9 @@ pub fn registry() -> Vec<Kernel> {
         attention::DECODE,
         swiglu::KERNEL,
         fold::KERNEL,
+        top::KERNEL,
+        entropy::KERNEL,
+        divergence::KERNEL,
         sentinel::KERNEL,
         peak::FMA,
         peak::READ,
