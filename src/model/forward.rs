@@ -1,5 +1,7 @@
 //! The trait behind which one arm answers, on the CPU or as a test's fake, and what is asked of it.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 use serde::Serialize;
 
@@ -165,6 +167,30 @@ pub trait Forward {
 
     /// What was done so far; the engine adds the token counts and the seconds of its own.
     fn counters(&self) -> Counters;
+
+    /// This arm, if its logits themselves can be had.
+    fn logits(&mut self) -> Option<&mut dyn Logits> {
+        None
+    }
+}
+
+/// An arm whose logits can be held against another's.
+pub trait Logits {
+    /// Runs the batch like [`Forward::forward`], up to what the head is applied to: `[wanted, d]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Forward::forward`].
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+
+    /// The answers of [`Forward::forward`] to rows that `hidden` is of.
+    fn fold(&self, batch: &Batch, hidden: &[f32]) -> Vec<Folded>;
+
+    /// Logits of some tokens in the rows that `hidden` is of, `[wanted, tokens]`.
+    fn chunk(&self, batch: &Batch, hidden: &[f32], tokens: Range<usize>) -> Vec<f32>;
+
+    /// `v`.
+    fn vocab(&self) -> usize;
 }
 
 impl<F: Forward + ?Sized> Forward for Box<F> {
@@ -178,5 +204,9 @@ impl<F: Forward + ?Sized> Forward for Box<F> {
 
     fn counters(&self) -> Counters {
         (**self).counters()
+    }
+
+    fn logits(&mut self) -> Option<&mut dyn Logits> {
+        (**self).logits()
     }
 }

@@ -7,6 +7,7 @@
 mod answers;
 mod block;
 mod cache;
+mod compare;
 mod embedding;
 mod head;
 mod inputs;
@@ -28,7 +29,7 @@ use self::job::Pool;
 use self::loader::Loader;
 use self::scratch::Scratch;
 use super::rope::rotary_table;
-use super::{Batch, Capacity, Counters, Folded, Lockstep, PAGE, Pass, Room, Work};
+use super::{Batch, Capacity, Compared, Counters, Folded, Lockstep, PAGE, Pair, Pass, Room, Work};
 use crate::checkpoint::{Checkpoint, Config};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -184,11 +185,19 @@ impl Lockstep for Llama {
     }
 
     fn run(&mut self, pass: Pass<'_>) -> Result<Vec<Vec<Folded>>> {
-        let (inputs, jobs) = self.start(pass)?;
+        let (inputs, jobs) = self.start(pass, 1)?;
         let jobs = self.layers(&inputs, jobs)?;
         let answers = self.answers(&inputs, &jobs);
         self.pool.give(jobs);
         answers
+    }
+
+    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared> {
+        let (inputs, jobs) = self.start(Pass::Score(batches), 2)?;
+        let jobs = self.layers(&inputs, jobs)?;
+        let compared = self.compared(&inputs, &jobs, pairs);
+        self.pool.give(jobs);
+        compared
     }
 
     fn counters(&self) -> Counters {

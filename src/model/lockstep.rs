@@ -1,5 +1,6 @@
 //! Many arms behind one trait: a pass over the weights serves all of them.
 
+use super::compare::{Compared, Pair, compare_each};
 use super::{Batch, Capacity, Counters, Folded, Forward};
 use crate::error::Result;
 
@@ -50,6 +51,14 @@ pub trait Lockstep {
     /// as they are.
     fn run(&mut self, pass: Pass<'_>) -> Result<Vec<Vec<Folded>>>;
 
+    /// Runs a pass that scores, and holds the logits of each pair's arms against each other. Logits go from one chunk
+    /// of the vocabulary to the next; none are kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared>;
+
     /// What was done so far; the engine adds token counts and seconds of its own.
     fn counters(&self) -> Counters;
 }
@@ -65,6 +74,10 @@ impl<L: Lockstep + ?Sized> Lockstep for Box<L> {
 
     fn run(&mut self, pass: Pass<'_>) -> Result<Vec<Vec<Folded>>> {
         (**self).run(pass)
+    }
+
+    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared> {
+        (**self).compare(batches, pairs)
     }
 
     fn counters(&self) -> Counters {
@@ -113,6 +126,10 @@ impl<F: Forward> Lockstep for Each<F> {
             answers.push(folded);
         }
         Ok(answers)
+    }
+
+    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared> {
+        compare_each(&mut self.0, batches, pairs)
     }
 
     fn counters(&self) -> Counters {

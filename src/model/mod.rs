@@ -1,5 +1,6 @@
 //! The forward pass of a Llama-architecture model.
 
+mod compare;
 mod forward;
 mod llama;
 mod lockstep;
@@ -7,7 +8,8 @@ mod reference;
 mod rope;
 mod weights;
 
-pub use forward::{Batch, Capacity, Counters, Folded, Forward, PAGE, Phase, Place, Seconds, Wanted};
+pub use compare::{Compared, Detail, Pair};
+pub use forward::{Batch, Capacity, Counters, Folded, Forward, Logits, PAGE, Phase, Place, Seconds, Wanted};
 pub use llama::{Layout, Llama, Residence, Share, Sizes, Source};
 pub use lockstep::{Each, Lockstep, Pass, Room, Work};
 pub use reference::Reference;

@@ -9,6 +9,7 @@ mod math;
 mod matrix;
 mod panels;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +22,7 @@ use self::matrix::Matrix;
 use self::panels::Panels;
 use super::rope::rotary_table;
 use super::weights::{EMBEDDING, FINAL_NORM, Linear, Norm, head_name};
-use super::{Batch, Capacity, Counters, Folded, Forward, PAGE, Place};
+use super::{Batch, Capacity, Counters, Folded, Forward, Logits, PAGE, Place};
 use crate::checkpoint::{Checkpoint, Config, Tensor};
 use crate::error::{Error, Result};
 use crate::quant::{self, Packed, Precision};
@@ -137,7 +138,7 @@ impl Reference {
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.check(batch)?;
         Ok(in_pool(|| {
-            let hidden = self.hidden(batch);
+            let hidden = Self::hidden(self, batch);
             self.head.apply(&hidden, batch.phase)
         }))
     }
@@ -184,15 +185,36 @@ impl Forward for Reference {
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Folded>> {
         self.check(batch)?;
-        Ok(in_pool(|| {
-            let hidden = self.hidden(batch);
-            let given: Vec<_> = batch.wanted.iter().map(|wanted| wanted.given).collect();
-            self.head.fold(&hidden, &given, batch.phase)
-        }))
+        let hidden = in_pool(|| Self::hidden(self, batch));
+        Ok(self.fold(batch, &hidden))
     }
 
     fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    fn logits(&mut self) -> Option<&mut dyn Logits> {
+        Some(self)
+    }
+}
+
+impl Logits for Reference {
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.check(batch)?;
+        Ok(in_pool(|| Self::hidden(self, batch)))
+    }
+
+    fn fold(&self, batch: &Batch, hidden: &[f32]) -> Vec<Folded> {
+        let given: Vec<_> = batch.wanted.iter().map(|wanted| wanted.given).collect();
+        in_pool(|| self.head.fold(hidden, &given, batch.phase))
+    }
+
+    fn chunk(&self, batch: &Batch, hidden: &[f32], tokens: Range<usize>) -> Vec<f32> {
+        in_pool(|| self.head.apply_rows(hidden, tokens, batch.phase))
+    }
+
+    fn vocab(&self) -> usize {
+        self.config.vocab_size
     }
 }
 

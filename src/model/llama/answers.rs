@@ -8,47 +8,64 @@ use super::inputs::Inputs;
 use super::job::{Job, Stream};
 use super::{Llama, STATES_ALIGNED};
 use crate::error::Result;
-use crate::gpu::Commands;
-use crate::kernels::FoldState;
+use crate::gpu::{Buffer, Commands};
+use crate::kernels::{FoldState, TOP, TopEntry};
 use crate::model::{Batch, Folded, Pass};
 
 /// Arms that have the same logits: a job's, with the same head.
 #[derive(Debug)]
-struct End<'a> {
-    job: &'a Job,
-    arms: Vec<usize>,
+pub(super) struct End<'a> {
+    pub(super) job: &'a Job,
+    pub(super) arms: Vec<usize>,
     /// By batch of the job: the first of its rows in the states.
-    firsts: Vec<usize>,
+    pub(super) firsts: Vec<usize>,
 }
 
-/// Adds a job's ends, their states from `first` on; gives the number of rows that they take.
-fn ends_of<'a>(
-    job: &'a Job,
-    inputs: &[Inputs<'_>],
-    blocks: &Blocks,
-    first: usize,
-    ends: &mut Vec<End<'a>>,
-) -> usize {
-    let mut next = first;
-    let own = ends.len();
-    for &arm in &job.arms {
-        let known = ends[own..].iter_mut().find(|end| Arc::ptr_eq(&blocks[end.arms[0]], &blocks[arm]));
-        if let Some(end) = known {
-            end.arms.push(arm);
-            continue;
+/// All ends of a pass, their statistics on the device.
+#[derive(Debug)]
+pub(super) struct Ends<'a> {
+    pub(super) ends: Vec<End<'a>>,
+    /// Rows of all their states.
+    pub(super) rows: usize,
+}
+
+impl<'a> Ends<'a> {
+    /// Of these jobs, whose heads begin with `blocks`.
+    ///
+    /// Only a checkpoint's own arms share an end: the head comes in parts, and those of another checkpoint may begin
+    /// alike and differ later.
+    fn new(jobs: &'a [Job], inputs: &[Inputs<'_>], blocks: &Blocks, checkpoint: impl Fn(usize) -> usize) -> Self {
+        let mut ends: Vec<End<'a>> = Vec::new();
+        let mut rows = 0;
+        for job in jobs.iter().filter(|job| job.wanted(inputs) > 0) {
+            let own = ends.len();
+            for &arm in &job.arms {
+                let same = |other: usize| {
+                    checkpoint(other) == checkpoint(arm) && Arc::ptr_eq(&blocks[other], &blocks[arm])
+                };
+                if let Some(end) = ends[own..].iter_mut().find(|end| same(end.arms[0])) {
+                    end.arms.push(arm);
+                    continue;
+                }
+                let firsts = job.streams.iter().map(|(input, _)| {
+                    let first = rows;
+                    rows += inputs[*input].batch.wanted.len().next_multiple_of(STATES_ALIGNED);
+                    first
+                });
+                let firsts = firsts.collect();
+                ends.push(End { job, arms: vec![arm], firsts });
+            }
         }
-        let firsts = job.streams.iter().map(|(input, _)| {
-            let first = next;
-            next += inputs[*input].batch.wanted.len().next_multiple_of(STATES_ALIGNED);
-            first
-        });
-        let firsts = firsts.collect();
-        ends.push(End { job, arms: vec![arm], firsts });
+        Self { ends, rows }
     }
-    next - first
 }
 
-fn head_of(blocks: &Blocks, arm: usize) -> &HeadRows {
+/// The part of `states` that begins with row `first` and has `rows` rows of `T`.
+pub(super) fn part<T>(states: &Buffer, first: usize, rows: usize) -> Buffer {
+    states.slice((first * size_of::<T>()) as u64, (rows * size_of::<T>()) as u64)
+}
+
+pub(super) fn head_of(blocks: &Blocks, arm: usize) -> &HeadRows {
     match &*blocks[arm] {
         Block::Head(head) => head,
         _ => unreachable!("the head's blocks come last"),
@@ -63,7 +80,7 @@ impl Llama {
     /// As [`crate::model::Lockstep::run`].
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
         let batches = std::slice::from_ref(batch);
-        let (inputs, jobs) = self.start(Pass::Score(batches))?;
+        let (inputs, jobs) = self.start(Pass::Score(batches), 1)?;
         let jobs = self.layers(&inputs, jobs)?;
         let (rows, vocab) = (batch.wanted.len(), self.config.vocab_size);
         let mut logits = vec![vec![0.0; rows * vocab]; self.arms];
@@ -76,8 +93,9 @@ impl Llama {
                         let h = self.on_device(stream)?;
                         for (first, n) in Head::chunks(head) {
                             let mut commands = Commands::paced(&self.gpu);
-                            self.head.norm(&mut commands, head, &self.scratch, &inputs[*input], &h);
-                            Head::chunk(&mut commands, head, &self.scratch, &inputs[*input], (first, n));
+                            let (normed, chunk) = (&self.scratch.normed, &self.scratch.logits);
+                            self.head.norm(&mut commands, head, &inputs[*input], &h, normed);
+                            Head::chunk(&mut commands, head, &inputs[*input], (first, n), [normed, chunk]);
                             commands.submit(&self.gpu)?;
                             let chunk: Vec<f32> = self.gpu.read(&self.scratch.logits, rows * n)?;
                             for (row, chunk) in logits[*arm].chunks_mut(vocab).zip(chunk.chunks(n)) {
@@ -98,34 +116,46 @@ impl Llama {
 
     /// Runs the head on all wanted rows; the answers by arm.
     pub(super) fn answers(&mut self, inputs: &[Inputs<'_>], jobs: &[Job]) -> Result<Vec<Vec<Folded>>> {
-        // A job's arms may still differ in the head: each different head has states of its own.
-        let mut ends: Vec<End<'_>> = Vec::new();
-        let mut rows = 0;
+        let ends = self.fold(inputs, jobs, false)?;
+        self.folded(inputs, &ends)
+    }
+
+    /// Runs the head on all wanted rows; the statistics stay on the device, with the likeliest tokens if `best` says so.
+    pub(super) fn fold<'a>(
+        &mut self,
+        inputs: &[Inputs<'_>],
+        jobs: &'a [Job],
+        best: bool,
+    ) -> Result<Ends<'a>> {
+        let mut found: Option<Ends<'_>> = None;
         for number in 2 * self.config.layers..self.loader.blocks() {
             let blocks = self.loader.take(number)?;
-            if ends.is_empty() {
-                for job in jobs.iter().filter(|job| job.wanted(inputs) > 0) {
-                    rows += ends_of(job, inputs, &blocks, rows, &mut ends);
-                }
-                if rows == 0 {
-                    break;
-                }
-                self.reserve_states(rows)?;
+            let ends = match found.take() {
+                Some(ends) => ends,
+                None => Ends::new(jobs, inputs, &blocks, |arm| self.loader.checkpoint_of(arm)),
+            };
+            if ends.rows == 0 {
+                return Ok(ends);
             }
+            let states = self.scratch.states.reserve::<FoldState>(&self.gpu, ends.rows)?;
+            let tops = match best {
+                true => Some(self.scratch.tops.reserve::<[TopEntry; TOP]>(&self.gpu, ends.rows)?),
+                false => None,
+            };
             let mut commands = Commands::paced(&self.gpu);
-            for end in &ends {
+            for end in &ends.ends {
                 let head = head_of(&blocks, end.arms[0]);
-                for ((input, stream), first) in end.job.streams.iter().zip(&end.firsts) {
+                for ((input, stream), &first) in end.job.streams.iter().zip(&end.firsts) {
                     let inputs = &inputs[*input];
-                    if inputs.batch.wanted.is_empty() {
+                    let rows = inputs.batch.wanted.len();
+                    if rows == 0 {
                         continue;
                     }
-                    let Some(all) = &self.scratch.states else { unreachable!("reserved above") };
-                    let size = size_of::<FoldState>();
-                    let states = all.slice((first * size) as u64, (inputs.batch.wanted.len() * size) as u64);
+                    let states = part::<FoldState>(&states, first, rows);
+                    let tops = tops.as_ref().map(|tops| part::<[TopEntry; TOP]>(tops, first, rows));
                     let h = self.on_device(stream)?;
                     let spilled = matches!(stream, Stream::Host(_));
-                    self.head.record(&mut commands, head, &self.scratch, inputs, &h, &states);
+                    self.head.record(&mut commands, head, &self.scratch, inputs, &h, &states, tops.as_ref());
                     if commands.is_full(&self.gpu) || spilled {
                         std::mem::replace(&mut commands, Commands::paced(&self.gpu)).submit(&self.gpu)?;
                     }
@@ -142,31 +172,36 @@ impl Llama {
                 drop(blocks);
                 self.loader.release(number);
             }
+            found = Some(ends);
         }
-        let states: Vec<FoldState> = match &self.scratch.states {
-            Some(states) if rows > 0 => self.gpu.read(states, rows)?,
-            _ => Vec::new(),
-        };
-        let mut answers = vec![Vec::new(); self.arms];
-        for end in &ends {
-            let mut folded = Vec::new();
-            for ((input, _), first) in end.job.streams.iter().zip(&end.firsts) {
-                let count = inputs[*input].batch.wanted.len();
-                folded.extend(states[*first..first + count].iter().copied().map(head::folded));
-            }
-            for arm in &end.arms {
-                answers[*arm].clone_from(&folded);
-            }
-        }
-        Ok(answers)
+        Ok(found.unwrap_or(Ends { ends: Vec::new(), rows: 0 }))
     }
 
-    fn reserve_states(&mut self, rows: usize) -> Result<()> {
-        let bytes = (rows * size_of::<FoldState>()) as u64;
-        if self.scratch.states.as_ref().is_none_or(|states| states.bytes() < bytes) {
-            self.scratch.states = None;
-            self.scratch.states = Some(self.gpu.alloc("statistics", bytes.next_power_of_two())?);
+    /// What [`Self::fold`] left, by arm.
+    pub(super) fn folded(&self, inputs: &[Inputs<'_>], ends: &Ends<'_>) -> Result<Vec<Vec<Folded>>> {
+        let states: Vec<FoldState> = self.scratch.states.read(&self.gpu, ends.rows)?;
+        Ok(self.by_arm(inputs, ends, &states, |state| head::folded(*state)))
+    }
+
+    /// Rows of the ends as every arm's answers.
+    pub(super) fn by_arm<T, A: Clone>(
+        &self,
+        inputs: &[Inputs<'_>],
+        ends: &Ends<'_>,
+        states: &[T],
+        answer: impl Fn(&T) -> A,
+    ) -> Vec<Vec<A>> {
+        let mut answers = vec![Vec::new(); self.arms];
+        for end in &ends.ends {
+            let mut own = Vec::new();
+            for ((input, _), first) in end.job.streams.iter().zip(&end.firsts) {
+                let count = inputs[*input].batch.wanted.len();
+                own.extend(states[*first..first + count].iter().map(&answer));
+            }
+            for arm in &end.arms {
+                answers[*arm].clone_from(&own);
+            }
         }
-        Ok(())
+        answers
     }
 }

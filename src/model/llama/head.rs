@@ -6,7 +6,7 @@ use super::scratch::Scratch;
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernels::{FOLD_CHUNK, Fold, FoldState, MatOperands, NormOperands, RmsNorm, RmsNormForm};
+use crate::kernels::{Diverge, Entropy, FOLD_CHUNK, Fold, FoldState, MatOperands, NormOperands, RmsNorm, RmsNormForm, Top};
 use crate::model::Folded;
 
 /// The head's kernels; its weights come as [`HeadRows`].
@@ -14,6 +14,9 @@ use crate::model::Folded;
 pub(super) struct Head {
     gather: RmsNorm,
     fold: Fold,
+    top: Top,
+    pub(super) entropy: Entropy,
+    pub(super) diverge: Diverge,
     d: usize,
     eps: f32,
 }
@@ -21,19 +24,27 @@ pub(super) struct Head {
 impl Head {
     pub(super) fn new(gpu: &Gpu, config: &Config) -> Result<Self> {
         let gather = RmsNorm::new(gpu, RmsNormForm::Gather, config.hidden_size)?;
-        Ok(Self { gather, fold: Fold::new(gpu)?, d: config.hidden_size, eps: config.rms_norm_eps })
+        Ok(Self {
+            gather,
+            fold: Fold::new(gpu)?,
+            top: Top::new(gpu)?,
+            entropy: Entropy::new(gpu)?,
+            diverge: Diverge::new(gpu)?,
+            d: config.hidden_size,
+            eps: config.rms_norm_eps,
+        })
     }
 
-    /// Records the norm of the wanted rows of `h`, into `scratch.normed`.
+    /// Records the norm of the wanted rows of `h`, into `y`.
     pub(super) fn norm(
         &self,
         commands: &mut Commands,
         head: &HeadRows,
-        scratch: &Scratch,
         inputs: &Inputs<'_>,
         h: &Buffer,
+        y: &Buffer,
     ) {
-        let (rows, gain, y) = (Some(&inputs.rows), &head.norm, &scratch.normed);
+        let (rows, gain) = (Some(&inputs.rows), &head.norm);
         let count = inputs.batch.wanted.len();
         self.gather.record(commands, NormOperands { h, rows, gain, y, count, d: self.d, eps: self.eps });
     }
@@ -44,20 +55,22 @@ impl Head {
         (0..count).step_by(FOLD_CHUNK).map(move |first| (first, FOLD_CHUNK.min(count - first)))
     }
 
-    /// Records a chunk of the logits, into `scratch.logits`.
+    /// Records a chunk of the logits of the normed rows `x`, into `y`.
     pub(super) fn chunk(
         commands: &mut Commands,
         head: &HeadRows,
-        scratch: &Scratch,
         inputs: &Inputs<'_>,
         (first_row, n): (usize, usize),
+        [x, y]: [&Buffer; 2],
     ) {
-        let (x, y, t) = (&scratch.normed, &scratch.logits, inputs.batch.wanted.len());
+        let t = inputs.batch.wanted.len();
         let operands = MatOperands { x, bias: None, y, t, first_row, n };
         head.rows.record_rows(commands, inputs.batch.phase, operands);
     }
 
-    /// Records what these rows of the head add to the `states` of the wanted rows.
+    /// Records what these rows of the head add to the `states` of the wanted rows, and to the `best` tokens if they
+    /// are asked for.
+    #[expect(clippy::too_many_arguments, reason = "what is read, and what is written")]
     pub(super) fn record(
         &self,
         commands: &mut Commands,
@@ -66,12 +79,16 @@ impl Head {
         inputs: &Inputs<'_>,
         h: &Buffer,
         states: &Buffer,
+        best: Option<&Buffer>,
     ) {
-        self.norm(commands, head, scratch, inputs, h);
+        self.norm(commands, head, inputs, h, &scratch.normed);
         for (first, n) in Self::chunks(head) {
-            Self::chunk(commands, head, scratch, inputs, (first, n));
             let (logits, count) = (&scratch.logits, inputs.batch.wanted.len());
+            Self::chunk(commands, head, inputs, (first, n), [&scratch.normed, logits]);
             self.fold.record(commands, logits, &inputs.given, states, count, n, head.first + first);
+            if let Some(best) = best {
+                self.top.record(commands, logits, best, count, n, head.first + first);
+            }
         }
     }
 }

@@ -131,14 +131,17 @@ impl Loader {
         rows
     }
 
-    /// Starts a pass: what is not on the device begins to be read.
-    pub(super) fn begin(&mut self) -> Result<()> {
+    /// Starts a pass that runs through the head `heads` times: what is not on the device begins to be read.
+    pub(super) fn begin(&mut self, heads: usize) -> Result<()> {
         let start = Instant::now();
         if self.residence != Residence::Resident {
             self.loaded.clear();
         }
         self.reader = None;
+        let head = self.kinds.iter().take_while(|kind| !matches!(kind, Kind::Head(_))).count();
+        let again = if self.is_streamed() { heads.saturating_sub(1) } else { 0 };
         self.coming = (0..self.kinds.len())
+            .chain((0..again).flat_map(|_| head..self.kinds.len()))
             .filter(|block| !self.loaded.contains_key(block))
             .map(|block| Ok(Coming { block, steps: self.steps(block)?, made: HashMap::new() }))
             .collect::<Result<_>>()?;

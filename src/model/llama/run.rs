@@ -12,8 +12,9 @@ use crate::gpu::{Buffer, Commands};
 use crate::model::{Batch, Pass, Work};
 
 impl Llama {
-    /// Checks the pass, uploads its batches, and makes a job for each set of arms that begin alike.
-    pub(super) fn start<'a>(&mut self, pass: Pass<'a>) -> Result<(Vec<Inputs<'a>>, Vec<Job>)> {
+    /// Checks the pass, uploads its batches, and makes a job for each set of arms that begin alike. The pass will run
+    /// through the head `heads` times.
+    pub(super) fn start<'a>(&mut self, pass: Pass<'a>, heads: usize) -> Result<(Vec<Inputs<'a>>, Vec<Job>)> {
         let work = match pass {
             Pass::Score(_) => Work::Score,
             Pass::Generate(_) => Work::Generate,
@@ -22,6 +23,7 @@ impl Llama {
             // What the other kind of work needed goes first.
             self.caches = None;
             self.pool.clear();
+            self.scratch.clear();
             self.gpu.wait("a change of work")?;
             let pages = self.layout.share(work).pages;
             self.caches = Some(Caches::new(&self.gpu, &self.config, self.layout.kv, work, pages, self.arms)?);
@@ -50,7 +52,7 @@ impl Llama {
                 jobs
             }
         };
-        self.loader.begin()?;
+        self.loader.begin(heads)?;
         Ok((inputs, jobs))
     }
 

@@ -1,6 +1,7 @@
 //! A weight matrix, packed, and its products.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use pulp::Arch;
@@ -71,26 +72,25 @@ impl Matrix {
         let outputs = matrices.map(|matrix| {
             let (own, after) = rest.split_at(panels[index] * tile);
             (rest, index) = (after, index + 1);
-            matrix.untile(own, &input)
+            untile(own, &input, matrix.rows(), matrix.bias.as_deref())
         });
         spare([tiles, input.last]);
         outputs
     }
 
-    /// Brings the panels' outputs, `[panels, padded, PANEL]`, into rows `[t, n]`, and adds the bias.
-    fn untile(&self, tiles: &[f32], input: &Input<'_>) -> Vec<f32> {
-        let n = self.rows();
-        let mut y = floats(input.rows * n);
-        let rows = y.par_chunks_exact_mut(n).with_min_len(FLOATS_PER_TASK / n);
-        rows.enumerate().for_each(|(row, y)| {
-            for (y, tile) in y.chunks_mut(PANEL).zip(tiles.chunks_exact(input.padded * PANEL)) {
-                y.copy_from_slice(&tile[row * PANEL..][..y.len()]);
-            }
-            if let Some(bias) = &self.bias {
-                y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
-            }
-        });
-        y
+    /// Columns `rows` of [`Matrix::apply`], `[t, rows]`, bit for bit.
+    pub(super) fn apply_rows(&self, x: &[f32], rows: Range<usize>, phase: Phase) -> Vec<f32> {
+        let input = Input::new(x, self.weights.cols(), phase);
+        let panels = rows.start / PANEL..rows.end.div_ceil(PANEL);
+        let whole = panels.start * PANEL..self.rows().min(panels.end * PANEL);
+        let tile = input.padded * PANEL;
+        let mut tiles = floats(panels.len() * tile);
+        let each = tiles.par_chunks_mut(tile.max(1)).zip(panels);
+        each.for_each(|(tile, panel)| input.multiply(&self.weights, panel, tile));
+        let y = untile(&tiles, &input, whole.len(), self.bias.as_ref().map(|bias| &bias[whole.clone()]));
+        spare([tiles, input.last]);
+        let inside = rows.start - whole.start..rows.end - whole.start;
+        y.chunks_exact(whole.len()).flat_map(|row| &row[inside.clone()]).copied().collect()
     }
 
     /// The rows of [`Matrix::apply`], folded; `given` is a token for each row of `x`. Logits are never held for more
@@ -136,6 +136,21 @@ impl Matrix {
             );
         }
     }
+}
+
+/// Brings the panels' outputs, `[panels, padded, PANEL]`, into rows `[t, n]`, and adds the bias.
+fn untile(tiles: &[f32], input: &Input<'_>, n: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut y = floats(input.rows * n);
+    let rows = y.par_chunks_exact_mut(n).with_min_len(FLOATS_PER_TASK / n);
+    rows.enumerate().for_each(|(row, y)| {
+        for (y, tile) in y.chunks_mut(PANEL).zip(tiles.chunks_exact(input.padded * PANEL)) {
+            y.copy_from_slice(&tile[row * PANEL..][..y.len()]);
+        }
+        if let Some(bias) = bias {
+            y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+        }
+    });
+    y
 }
 
 /// What matrices are applied to.
@@ -280,6 +295,12 @@ mod tests {
         let given: Vec<u32> = (0..19).map(|row| row * 7919 % 1613).collect();
         for phase in [Phase::Prefill, Phase::Decode] {
             let y = matrix.apply(&x, phase);
+            for rows in [0..1024, 1024..1613] {
+                let part = matrix.apply_rows(&x, rows.clone(), phase);
+                for (y, part) in y.chunks_exact(n).zip(part.chunks_exact(rows.len())) {
+                    assert!(same(&y[rows.clone()], part), "{rows:?}");
+                }
+            }
             for ((y, folded), &given) in y.chunks_exact(n).zip(matrix.fold(&x, &given, phase)).zip(&given) {
                 assert_eq!(folded.given_logit, y[given as usize]);
                 assert_eq!(folded.max_logit, y[folded.argmax as usize]);
