@@ -127,10 +127,10 @@ impl Forward for Fake {
 fn expected(task: &Task) -> Observation {
     let mut tokens = task.tokens.clone();
     match &task.ask {
-        Ask::Score => {
-            let rows = (1..tokens.len()).map(|n| answer(&tokens[..n], tokens[n]));
+        Ask::Score { from } => {
+            let rows = (*from..tokens.len()).map(|n| answer(&tokens[..n], tokens[n]));
             let (log_probs, argmax) = rows.map(|row| (row.log_prob(), row.argmax)).unzip();
-            Observation::Scored { log_probs, argmax }
+            Observation::Scored { log_probs, argmax, details: vec![] }
         }
         Ask::Generate { max_new, stop } => {
             let mut log_probs = Vec::new();
@@ -170,7 +170,7 @@ fn run(capacity: Capacity, share_prefixes: bool, tasks: &[Task]) -> (Vec<Observa
 }
 
 fn score(tokens: &[u32]) -> Task {
-    Task { tokens: tokens.to_vec(), ask: Ask::Score }
+    Task::score(tokens.to_vec())
 }
 
 fn generate(tokens: &[u32], max_new: usize, stop: &[u32]) -> Task {
@@ -205,6 +205,10 @@ fn mixed(seed: u64) -> Vec<Task> {
         let cut = tokens.len() - random.below(3).min(tokens.len() - 1);
         tokens.truncate(cut);
         tokens.extend(noise(seed + i, random.below(25)));
+        if random.below(2) == 0 {
+            let from = 1 + random.below(tokens.len() + 2);
+            tasks.push(Task { tokens: tokens.clone(), ask: Ask::Score { from } });
+        }
         let stop: &[u32] = if random.below(2) == 0 { &[1, 2, 3, 4, 5] } else { &[] };
         tasks.push(generate(&tokens, random.below(20), stop));
         if random.below(2) == 0 {
@@ -336,7 +340,7 @@ fn generation_ends_at_a_stop_token_or_at_the_limit() {
 fn what_needs_no_row_runs_none() {
     let tasks = [score(&[7]), generate(&[1, 2], 0, &[])];
     let (observations, engine) = run(Capacity { pages: 0, ..ROOMY }, true, &tasks);
-    assert_eq!(observations[0], Observation::Scored { log_probs: vec![], argmax: vec![] });
+    assert_eq!(observations[0], Observation::Scored { log_probs: vec![], argmax: vec![], details: vec![] });
     assert_eq!(observations[1], Observation::Generated { tokens: vec![], log_probs: vec![] });
     assert!(fake(&engine).batches.is_empty());
     assert!(run(ROOMY, true, &[]).0.is_empty());

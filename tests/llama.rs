@@ -94,8 +94,8 @@ fn observations_are_those_of_the_cpu_pass() {
                     Observation::Generated { tokens: ids, log_probs: want },
                 ) => (tokens, log_probs, ids, want),
                 (
-                    Observation::Scored { argmax, log_probs },
-                    Observation::Scored { argmax: ids, log_probs: want },
+                    Observation::Scored { argmax, log_probs, .. },
+                    Observation::Scored { argmax: ids, log_probs: want, .. },
                 ) => (argmax, log_probs, ids, want),
                 other => panic!("{other:?}"),
             };

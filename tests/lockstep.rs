@@ -262,7 +262,7 @@ fn wide_checkpoint_scores_in_a_gigabyte() {
     let checkpoint = Arc::new(Checkpoint::open(dir.as_ref()).unwrap());
     let arms = [Precision::Full, INT4].map(|precision| source(&checkpoint, precision));
     let ids: Vec<u32> = (0..257).map(|i| (i * i * 31 + 7 * i + 3) % 32_000).collect();
-    let tasks = [Task { tokens: ids, ask: Ask::Score }];
+    let tasks = [Task::score(ids)];
     let gpu = Gpu::open(&DeviceChoice::Best).unwrap().with_watched_memory();
     let gpu = Arc::new(gpu);
     let budget = Budget { bytes: 1 << 30, source: "a test".to_owned(), binding: gpu.max_binding_bytes() };
@@ -295,7 +295,7 @@ fn smollm2_streamed_through_96_mib_answers_as_resident() {
     let arms = [source(&checkpoint, Precision::Full)];
     let ids = |seed: u32, count: u32| (0..count).map(|i| (i * i * 31 + 7 * i + seed) % 49_152).collect();
     let generate = Ask::Generate { max_new: 4, stop: vec![] };
-    let mut tasks: Vec<Task> = [70, 130].map(|n| Task { tokens: ids(n, n), ask: Ask::Score }).into();
+    let mut tasks: Vec<Task> = [70, 130].map(|n| Task::score(ids(n, n))).into();
     tasks.extend([9, 33].map(|n| Task { tokens: ids(n, n), ask: generate.clone() }));
     let mut answers = Vec::new();
     for bytes in [1 << 30, 96 << 20] {

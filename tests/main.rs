@@ -12,6 +12,7 @@ mod audit;
 mod checkpoint;
 mod cli;
 mod codes;
+mod compare;
 mod demo;
 mod engine;
 mod family;

@@ -144,7 +144,12 @@ pub(crate) fn tasks() -> Vec<Task> {
             ask: Ask::Generate { max_new: 3 + 2 * i as usize, stop: vec![2] },
         })
         .collect();
-    tasks.extend((0..5).map(|i| Task { tokens: tokens(20 + i, 2 + 17 * i as usize), ask: Ask::Score }));
+    tasks.extend((0..5).map(|i| Task::score(tokens(20 + i, 2 + 17 * i as usize))));
+    // Answers after the same preamble; the first asks for part of that too.
+    tasks.extend((0..4).map(|i| Task {
+        tokens: [preamble.clone(), tokens(30 + i, 4 + 6 * i as usize)].concat(),
+        ask: Ask::Score { from: 2 * PAGE + 9 * i as usize },
+    }));
     tasks
 }
 
@@ -185,8 +190,8 @@ fn generated_tokens_score_as_they_were_generated() {
     let generated = run_one(&mut engine, &[Task { tokens: prompt.clone(), ask }], &mut |_| Ok(())).unwrap();
     let Observation::Generated { tokens, log_probs } = &generated[0] else { unreachable!() };
     let text = [prompt.clone(), tokens.clone()].concat();
-    let scored = run_one(&mut engine, &[Task { tokens: text, ask: Ask::Score }], &mut |_| Ok(())).unwrap();
-    let Observation::Scored { log_probs: again, argmax } = &scored[0] else { unreachable!() };
+    let scored = run_one(&mut engine, &[Task::score(text)], &mut |_| Ok(())).unwrap();
+    let Observation::Scored { log_probs: again, argmax, .. } = &scored[0] else { unreachable!() };
     assert_eq!(argmax[prompt.len() - 1..], tokens[..]);
     for (a, b) in log_probs.iter().zip(&again[prompt.len() - 1..]) {
         assert!((a - b).abs() <= 1e-4, "{a} generated, {b} scored");

@@ -151,7 +151,7 @@ fn prompts_are_muse_s_to_the_character() {
     // PrivLeak: the whole text, after BOS.
     assert_eq!(tasks[6].tokens, [&[BOS][..], &word_ids(100, 6)].concat());
     assert_eq!(tasks[8].tokens, [&[BOS][..], &word_ids(200, 6)].concat());
-    assert_eq!(tasks[6].ask, Ask::Score);
+    assert_eq!(tasks[6].ask, Ask::Score { from: 1 });
     assert_eq!(Metric::ALL.map(|metric| prepared.truncated(metric)), [0; 4]);
 }
 
@@ -226,10 +226,10 @@ fn answer(
                 let tokens = text(index);
                 Observation::Generated { log_probs: vec![-1.0; tokens.len()], tokens }
             }
-            Ask::Score => {
+            Ask::Score { .. } => {
                 let count = task.tokens.len() - 1;
                 let log_probs = (0..count).map(|token| log_prob(index, token)).collect();
-                Observation::Scored { log_probs, argmax: vec![0; count] }
+                Observation::Scored { log_probs, argmax: vec![0; count], details: vec![] }
             }
         })
         .collect()
@@ -317,7 +317,7 @@ fn answers_that_do_not_belong_to_the_tasks() {
         "task 5 was answered with 11 scored tokens, expected up to 32 generated tokens"
     );
     let mut short = good.clone();
-    short[9] = Observation::Scored { log_probs: vec![-1.0; 10], argmax: vec![0; 10] };
+    short[9] = Observation::Scored { log_probs: vec![-1.0; 10], argmax: vec![0; 10], details: vec![] };
     assert!(matches!(measure(&short), Error::Observation { task: 9, .. }));
     let mut long = good;
     long[2] = Observation::Generated { tokens: vec![SPACE; 33], log_probs: vec![-1.0; 33] };

@@ -9,8 +9,8 @@ use undertext::engine::{Engine, Finished, Observation, Options, Task};
 use undertext::gpu::Gpu;
 use undertext::kernels::{FOLD_CHUNK, KvFormat};
 use undertext::model::{
-    Capacity, Counters, Each, Folded, Forward, Layout, Llama, Lockstep, PAGE, Pass, Residence, Room, Share,
-    Source, Work,
+    Batch, Capacity, Compared, Counters, Each, Folded, Forward, Layout, Llama, Lockstep, PAGE, Pair, Pass,
+    Residence, Room, Share, Source, Work,
 };
 use undertext::quant::Precision;
 
@@ -89,6 +89,10 @@ impl<L: Lockstep> Lockstep for SmallRoom<L> {
 
     fn run(&mut self, pass: Pass<'_>) -> undertext::Result<Vec<Vec<Folded>>> {
         self.0.run(pass)
+    }
+
+    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> undertext::Result<Compared> {
+        self.0.compare(batches, pairs)
     }
 
     fn counters(&self) -> Counters {

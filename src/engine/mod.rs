@@ -19,6 +19,10 @@ pub use needs::{Demand, Needs};
 pub use plan::{Budget, Given, Item, MemoryPlan, Predicted};
 pub use run::{Engine, Finished, Options};
 
+use crate::error::Result;
+use crate::metrics::divergence::Divergence;
+use crate::model::{Detail, Work};
+
 /// One prompt of a suite and what is asked of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Task {
@@ -38,11 +42,31 @@ pub enum Ask {
         /// End after any of these (the model's end-of-sequence ids).
         stop: Vec<u32>,
     },
-    /// The log-probability of every token after the first.
-    Score,
+    /// The log-probability of every token from `from` on, given those before it.
+    Score {
+        /// At least 1: nothing comes before the first token.
+        from: usize,
+    },
+}
+
+impl Ask {
+    /// Which kind of pass answers it.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        match self {
+            Self::Generate { .. } => Work::Generate,
+            Self::Score { .. } => Work::Score,
+        }
+    }
 }
 
 impl Task {
+    /// The log-probability of every token after the first.
+    #[must_use]
+    pub fn score(tokens: Vec<u32>) -> Self {
+        Self { tokens, ask: Ask::Score { from: 1 } }
+    }
+
     /// Rows of the cache that the task fills: every token that another one attends to, and itself.
     ///
     /// The last new token, or the last token of a scored text, is an answer and never run.
@@ -51,7 +75,8 @@ impl Task {
         match self.ask {
             Ask::Generate { max_new: 0, .. } => 0,
             Ask::Generate { max_new, .. } => self.tokens.len().saturating_add(max_new - 1),
-            Ask::Score => self.tokens.len().saturating_sub(1),
+            Ask::Score { from } if from >= self.tokens.len() => 0,
+            Ask::Score { .. } => self.tokens.len().saturating_sub(1),
         }
     }
 }
@@ -66,11 +91,23 @@ pub enum Observation {
         /// log p of each under the model, in nats.
         log_probs: Vec<f32>,
     },
-    /// One entry for each token after the first.
+    /// One entry for each token that was asked for.
     Scored {
         /// log p(token | tokens before), in nats.
         log_probs: Vec<f32>,
         /// The most likely token at the same place.
         argmax: Vec<u32>,
+        /// More on each place; empty where arms were not compared.
+        details: Vec<Detail>,
     },
+}
+
+/// What the arms answered.
+#[derive(Debug)]
+pub struct Answered {
+    /// By arm, then by task.
+    pub arms: Vec<Result<Vec<Observation>>>,
+    /// By pair, then by task: what sets the two arms apart at each token that was asked for. Nothing for tasks that
+    /// generate, and not to be used if one of the two failed.
+    pub pairs: Vec<Vec<Vec<Divergence>>>,
 }

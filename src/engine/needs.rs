@@ -25,6 +25,8 @@ pub struct Needs {
     pub score: Demand,
     /// Continued prompts.
     pub generate: Demand,
+    /// Pairs of arms that are held against each other where texts are scored. All arms run together then.
+    pub pairs: usize,
 }
 
 impl Needs {
@@ -34,7 +36,7 @@ impl Needs {
         let mut needs = Self::default();
         for task in tasks.iter().filter(|task| task.cached() > 0) {
             let (demand, rows, steps) = match task.ask {
-                Ask::Score => (&mut needs.score, task.cached(), 0),
+                Ask::Score { .. } => (&mut needs.score, task.cached(), 0),
                 Ask::Generate { max_new, .. } => (&mut needs.generate, task.tokens.len(), max_new),
             };
             demand.tasks += 1;
@@ -44,6 +46,12 @@ impl Needs {
             demand.steps = demand.steps.max(steps);
         }
         needs
+    }
+
+    /// The same with so many pairs of arms held against each other.
+    #[must_use]
+    pub fn with_pairs(self, pairs: usize) -> Self {
+        Self { pairs, ..self }
     }
 
     /// Of one kind of work.

@@ -22,6 +22,7 @@ impl Scoring {
         let batch_rows = batch_rows(capacity);
         let mut pass = Self::default();
         let mut active: Vec<Sequence<'_>> = Vec::new();
+        queue.begin_pass();
         while pass.batches.len() < most {
             let left = (most - pass.batches.len()) * batch_rows;
             let mut due: usize = active.iter().map(Sequence::left).sum();

@@ -83,7 +83,12 @@ impl MemoryPlan {
     pub fn choose(arms: &[Source], given: Given, needs: &Needs, budget: &Budget) -> Result<Vec<Self>> {
         let mut best: Option<(u64, Vec<Self>)> = None;
         let mut failure = None;
-        for groups in groupings(arms) {
+        let mut groupings = groupings(arms);
+        if needs.pairs > 0 {
+            // Arms that are held against each other run together.
+            groupings.truncate(1);
+        }
+        for groups in groupings {
             let plans: Result<Vec<_>> =
                 groups.into_iter().map(|group| Self::lay_out(arms, group, given, needs, budget)).collect();
             match plans {

@@ -2,9 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::Task;
 use super::pages::Pages;
 use super::sequence::Sequence;
+use super::{Ask, Task};
 use crate::model::PAGE;
 
 /// A task in the order of admission.
@@ -40,6 +40,11 @@ impl<'a, 'b> Queue<'a, 'b> {
         Self { waiting, next: 0, pages: Pages::new(pages), kept: Vec::new() }
     }
 
+    /// Forgets what the next task shares with the one before: a new pass finds nothing in the cache.
+    pub(super) fn begin_pass(&mut self) {
+        self.pages.release(&std::mem::take(&mut self.kept));
+    }
+
     /// The task to be admitted next.
     pub(super) fn peek(&self) -> Option<&'a Task> {
         self.waiting.get(self.next).map(|waiting| waiting.task)
@@ -52,6 +57,7 @@ impl<'a, 'b> Queue<'a, 'b> {
     /// was seen to fit alone.
     pub(super) fn admit(&mut self, active: &[Sequence<'_>]) -> Option<Sequence<'a>> {
         let &Waiting { task, index, shared } = self.waiting.get(self.next)?;
+        let shared = shared.min(self.kept.len());
         if shared > 0 {
             // A batch may read only what an earlier one wrote.
             let before = self.waiting[self.next - 1].index;
@@ -99,8 +105,13 @@ pub(super) fn by_prefix<'a>(tasks: &'a [Task], mut indices: Vec<usize>) -> Vec<W
     groups.into_iter().flatten().collect()
 }
 
-/// Whole pages at the start of both prompts; the last token of `task` must be run, so it is left out.
+/// Whole pages at the start of both tasks, without the rows of `task` that are asked for: those must be run.
 fn common_pages(before: &Task, task: &Task) -> usize {
     let common = before.tokens.iter().zip(&task.tokens).take_while(|(a, b)| a == b).count();
-    common.min(task.tokens.len() - 1) / PAGE
+    let unasked = match task.ask {
+        Ask::Generate { .. } => task.tokens.len() - 1,
+        Ask::Score { from } => from.max(1) - 1,
+    };
+    // The task before has no key for its last token if that is only an answer.
+    common.min(unasked).min(before.cached()) / PAGE
 }

@@ -6,9 +6,10 @@ use std::time::Instant;
 use super::passes::{Generating, Scoring, batch_rows};
 use super::queue::{Queue, Waiting, by_prefix};
 use super::sequence::Sequence;
-use super::{Ask, Observation, Task};
+use super::{Answered, Observation, Task};
 use crate::error::{Error, Result};
-use crate::model::{Counters, Folded, Lockstep, PAGE, Pass, Room, Work};
+use crate::metrics::divergence::Divergence;
+use crate::model::{Compared, Counters, Detail, Folded, Lockstep, PAGE, Pair, Pass, Room, Work};
 
 /// How an [`Engine`] works; no choice changes an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Engine<L> {
 struct Answers<'a> {
     /// By arm, then by task; an arm that failed keeps its error.
     arms: Vec<Result<Vec<Option<Observation>>>>,
+    /// By pair, then by task.
+    pairs: Vec<Vec<Vec<Divergence>>>,
     /// For each distinct task, by the index of its first: the indices of its repetitions.
     repeated: HashMap<usize, Vec<usize>>,
     done: usize,
@@ -107,6 +110,21 @@ impl<L: Lockstep> Engine<L> {
         tasks: &[Task],
         tell: &mut dyn FnMut(Finished<'_>) -> Result<()>,
     ) -> Result<Vec<Result<Vec<Observation>>>> {
+        Ok(self.compare(tasks, &[], tell)?.arms)
+    }
+
+    /// [`Self::run`], and the arms of each of the `pairs` held against each other wherever tokens are scored; with
+    /// pairs, every arm's scores come with their [`Detail`]s.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub fn compare(
+        &mut self,
+        tasks: &[Task],
+        pairs: &[Pair],
+        tell: &mut dyn FnMut(Finished<'_>) -> Result<()>,
+    ) -> Result<Answered> {
         self.check(tasks)?;
         let mut distinct = Vec::new();
         let mut firsts = HashMap::new();
@@ -122,6 +140,7 @@ impl<L: Lockstep> Engine<L> {
         let arms = self.arms.len();
         let mut answers = Answers {
             arms: (0..arms).map(|_| Ok(vec![None; tasks.len()])).collect(),
+            pairs: vec![vec![Vec::new(); tasks.len()]; pairs.len()],
             repeated,
             done: 0,
             total: arms * tasks.len(),
@@ -138,23 +157,30 @@ impl<L: Lockstep> Engine<L> {
         }
 
         let (scores, prompts): (Vec<_>, Vec<_>) =
-            rest.into_iter().partition(|&index| tasks[index].ask == Ask::Score);
-        // Every row of a scored text is asked for, so there is nothing to skip.
-        let scores: Vec<_> = scores.into_iter().map(|index| Waiting::alone(tasks, index)).collect();
-        self.score(tasks, &scores, &mut answers)?;
-        let prompts = if self.options.share_prefixes && !self.options.one_at_a_time {
-            by_prefix(tasks, prompts)
-        } else {
-            prompts.into_iter().map(|index| Waiting::alone(tasks, index)).collect()
+            rest.into_iter().partition(|&index| tasks[index].ask.work() == Work::Score);
+        let waiting = |indices: Vec<usize>| {
+            if self.options.share_prefixes && !self.options.one_at_a_time {
+                by_prefix(tasks, indices)
+            } else {
+                indices.into_iter().map(|index| Waiting::alone(tasks, index)).collect()
+            }
         };
+        let (scores, prompts) = (waiting(scores), waiting(prompts));
+        self.score(tasks, &scores, pairs, &mut answers)?;
         self.generate(&prompts, &mut answers)?;
 
         let observations = |arm: Result<Vec<Option<Observation>>>| Ok(arm?.into_iter().flatten().collect());
-        Ok(answers.arms.into_iter().map(observations).collect())
+        Ok(Answered { arms: answers.arms.into_iter().map(observations).collect(), pairs: answers.pairs })
     }
 
     /// Scores the waiting texts, pass by pass.
-    fn score(&mut self, tasks: &[Task], waiting: &[Waiting<'_>], answers: &mut Answers<'_>) -> Result<()> {
+    fn score(
+        &mut self,
+        tasks: &[Task],
+        waiting: &[Waiting<'_>],
+        pairs: &[Pair],
+        answers: &mut Answers<'_>,
+    ) -> Result<()> {
         let room = self.model.room(Work::Score);
         let batch = waiting.len().min(if self.options.one_at_a_time { 1 } else { usize::MAX });
         for waiting in waiting.chunks(batch.max(1)) {
@@ -162,7 +188,20 @@ impl<L: Lockstep> Engine<L> {
             while queue.peek().is_some() && answers.any_left() {
                 let pass = Scoring::next(&mut queue, room);
                 let rows = pass.owners.len();
-                let folded = self.ask(Pass::Score(&pass.batches), &vec![rows; self.arms.len()])?;
+                let expected = vec![rows; self.arms.len()];
+                let Compared { folded, details, pairs: apart } = if pairs.is_empty() {
+                    let folded =
+                        self.ask(Work::Score, &expected, |model| model.run(Pass::Score(&pass.batches)))?;
+                    Compared { folded, ..Compared::default() }
+                } else {
+                    let mut rest = Compared::default();
+                    let folded = self.ask(Work::Score, &expected, |model| {
+                        rest = model.compare(&pass.batches, pairs)?;
+                        Ok(std::mem::take(&mut rest.folded))
+                    })?;
+                    Compared { folded, ..rest }
+                };
+                answers.take_apart(&pass.owners, &apart);
                 self.counters.tokens_scored += (rows * answers.left()) as u64;
                 for (arm, folded) in folded.iter().enumerate() {
                     if answers.arms[arm].is_err() {
@@ -173,14 +212,18 @@ impl<L: Lockstep> Engine<L> {
                         answers.arms[arm] = Err(self.not_finite(arm, *task, *position));
                         continue;
                     }
-                    let mut texts: HashMap<usize, Vec<&Folded>> = HashMap::new();
-                    for ((task, _), folded) in pass.owners.iter().zip(folded) {
-                        texts.entry(*task).or_default().push(folded);
+                    let mut texts: HashMap<usize, Vec<(&Folded, Option<Detail>)>> = HashMap::new();
+                    for (row, ((task, _), folded)) in pass.owners.iter().zip(folded).enumerate() {
+                        let detail = details.get(arm).map(|details| details[row]);
+                        texts.entry(*task).or_default().push((folded, detail));
                     }
                     for index in &pass.finished {
                         let mut sequence = Sequence::new(&tasks[*index], *index, Vec::new(), 0);
                         let rows = texts.remove(index).unwrap_or_default();
-                        rows.into_iter().for_each(|folded| sequence.answer(folded));
+                        for (folded, detail) in rows {
+                            sequence.answer(folded);
+                            detail.into_iter().for_each(|detail| sequence.detail(detail));
+                        }
                         answers.take(arm, *index, sequence.finish())?;
                     }
                 }
@@ -206,7 +249,7 @@ impl<L: Lockstep> Engine<L> {
             }
             let rows: Vec<_> =
                 batches.iter().map(|batches| batches.iter().map(|batch| batch.wanted.len()).sum()).collect();
-            let folded = self.ask(Pass::Generate(&batches), &rows)?;
+            let folded = self.ask(Work::Generate, &rows, |model| model.run(Pass::Generate(&batches)))?;
             self.counters.tokens_generated += rows.iter().sum::<usize>() as u64;
             for (number, (arm, folded)) in arms.iter_mut().zip(&folded).enumerate() {
                 if rows[number] == 0 {
@@ -230,15 +273,20 @@ impl<L: Lockstep> Engine<L> {
     }
 
     /// Runs one pass, times it and checks that each arm answered the `rows` that were asked of it.
-    fn ask(&mut self, pass: Pass<'_>, rows: &[usize]) -> Result<Vec<Vec<Folded>>> {
+    fn ask(
+        &mut self,
+        work: Work,
+        rows: &[usize],
+        run: impl FnOnce(&mut L) -> Result<Vec<Vec<Folded>>>,
+    ) -> Result<Vec<Vec<Folded>>> {
         let load_before = self.model.counters().seconds.load;
         let start = Instant::now();
-        let folded = self.model.run(pass)?;
+        let folded = run(&mut self.model)?;
         let loading = self.model.counters().seconds.load - load_before;
         let seconds = (start.elapsed().as_secs_f64() - loading).max(0.0);
-        match pass {
-            Pass::Score(_) => self.counters.seconds.score += seconds,
-            Pass::Generate(_) => self.counters.seconds.generate += seconds,
+        match work {
+            Work::Score => self.counters.seconds.score += seconds,
+            Work::Generate => self.counters.seconds.generate += seconds,
         }
         let found: Vec<_> = folded.iter().map(Vec::len).collect();
         if found != rows {
@@ -259,7 +307,7 @@ impl<L: Lockstep> Engine<L> {
     /// Refuses what can never run.
     fn check(&self, tasks: &[Task]) -> Result<()> {
         for (index, task) in tasks.iter().enumerate() {
-            let work = if task.ask == Ask::Score { Work::Score } else { Work::Generate };
+            let work = task.ask.work();
             let Room { capacity, batches } = self.model.room(work);
             if batch_rows(capacity) == 0 || batches == 0 {
                 let expected = "at least one token and one wanted row".to_owned();
@@ -295,6 +343,18 @@ impl Answers<'_> {
 
     fn any_left(&self) -> bool {
         self.left() > 0
+    }
+
+    /// Keeps what sets each pair's arms apart in the rows of a pass.
+    fn take_apart(&mut self, owners: &[(usize, usize)], apart: &[Vec<Divergence>]) {
+        for (pair, rows) in self.pairs.iter_mut().zip(apart) {
+            for ((first, _), row) in owners.iter().zip(rows) {
+                pair[*first].push(*row);
+                for index in self.repeated.get(first).map_or(&[][..], Vec::as_slice) {
+                    pair[*index].push(*row);
+                }
+            }
+        }
     }
 
     /// Keeps an arm's observation for the task and its repetitions.

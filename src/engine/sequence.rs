@@ -1,7 +1,7 @@
 //! A task under way: its tokens, its pages, and which of its rows are wanted.
 
 use super::{Ask, Observation, Task};
-use crate::model::{Batch, Capacity, Folded, PAGE, Phase, Place, Wanted};
+use crate::model::{Batch, Capacity, Detail, Folded, PAGE, Phase, Place, Wanted};
 
 /// A task that has pages of the cache.
 #[derive(Debug)]
@@ -17,13 +17,23 @@ pub(super) struct Sequence<'a> {
     pages: Vec<u32>,
     log_probs: Vec<f32>,
     argmax: Vec<u32>,
+    details: Vec<Detail>,
 }
 
 impl<'a> Sequence<'a> {
     /// A sequence whose first `cached` tokens are in the first of `pages` already.
     pub(super) fn new(task: &'a Task, index: usize, pages: Vec<u32>, cached: usize) -> Self {
         let tokens = task.tokens.clone();
-        Self { task, index, tokens, cached, pages, log_probs: Vec::new(), argmax: Vec::new() }
+        Self {
+            task,
+            index,
+            tokens,
+            cached,
+            pages,
+            log_probs: Vec::new(),
+            argmax: Vec::new(),
+            details: Vec::new(),
+        }
     }
 
     pub(super) fn cached(&self) -> usize {
@@ -49,14 +59,14 @@ impl<'a> Sequence<'a> {
     fn rows(&self) -> usize {
         match self.task.ask {
             Ask::Generate { .. } => self.tokens.len(),
-            Ask::Score => self.tokens.len() - 1,
+            Ask::Score { .. } => self.tokens.len() - 1,
         }
     }
 
     /// The token to ask row `position` for, if its logits are wanted.
     fn given(&self, position: usize) -> Option<u32> {
         match self.task.ask {
-            Ask::Score => Some(self.tokens[position + 1]),
+            Ask::Score { from } => (position + 1 >= from).then(|| self.tokens[position + 1]),
             // Only the likeliest token matters there: any id does.
             Ask::Generate { .. } => (position + 1 == self.tokens.len()).then_some(0),
         }
@@ -65,7 +75,7 @@ impl<'a> Sequence<'a> {
     /// Takes the answer of the next wanted row.
     pub(super) fn answer(&mut self, folded: &Folded) {
         match self.task.ask {
-            Ask::Score => {
+            Ask::Score { .. } => {
                 self.log_probs.push(folded.log_prob());
                 self.argmax.push(folded.argmax);
             }
@@ -76,10 +86,15 @@ impl<'a> Sequence<'a> {
         }
     }
 
+    /// Takes more on the next wanted row.
+    pub(super) fn detail(&mut self, detail: Detail) {
+        self.details.push(detail);
+    }
+
     /// Whether nothing is left to run.
     pub(super) fn is_finished(&self) -> bool {
         match &self.task.ask {
-            Ask::Score => self.log_probs.len() + 1 >= self.tokens.len(),
+            Ask::Score { from } => self.log_probs.len() + from >= self.tokens.len(),
             Ask::Generate { max_new, stop } => {
                 let new = &self.tokens[self.task.tokens.len()..];
                 new.len() >= *max_new || new.last().is_some_and(|last| stop.contains(last))
@@ -90,7 +105,10 @@ impl<'a> Sequence<'a> {
     /// What the task asked for.
     pub(super) fn finish(mut self) -> Observation {
         match self.task.ask {
-            Ask::Score => Observation::Scored { log_probs: self.log_probs, argmax: self.argmax },
+            Ask::Score { .. } => {
+                let Self { log_probs, argmax, details, .. } = self;
+                Observation::Scored { log_probs, argmax, details }
+            }
             Ask::Generate { .. } => Observation::Generated {
                 tokens: self.tokens.split_off(self.task.tokens.len()),
                 log_probs: self.log_probs,

@@ -68,10 +68,15 @@ impl Space<'_> {
         if demand.tasks == 0 {
             return 0;
         }
-        let described = share.batches * if work == Work::Score { 1 } else { self.arms };
+        // Scored batches are the same for all arms.
+        let (described, pairs) = match work {
+            Work::Score => (share.batches, self.needs.pairs),
+            Work::Generate => (share.batches * self.arms, 0),
+        };
         self.streams(share.batches) * Sizes::stream(self.config, tokens)
             + Sizes::cache(self.config, self.given.kv, work, share.pages, self.arms)
             + Sizes::batches(described, tokens, share.pages)
+            + Sizes::answers(self.config, share.batches, tokens, self.arms, pairs)
     }
 
     fn common(&self, tokens: usize, pages: usize) -> u64 {
@@ -243,13 +248,19 @@ impl Space<'_> {
         let rounds = generate.pages.div_ceil(layout.generate.pages.max(1));
         let prompts = if generate.tasks == 0 { 0 } else { passes(generate, layout.generate).max(rounds) };
         let steps = rounds * generate.steps.saturating_sub(1);
-        let passes = (passes(score, layout.score) + prompts + steps) as u64;
+        let scoring = passes(score, layout.score);
+        let passes = (scoring + prompts + steps) as u64;
         let times = if self.residence == Residence::Resident { 1 } else { passes };
+        // Arms that are compared run through the head a second time.
+        let heads = match (self.residence, self.needs.pairs) {
+            (Residence::Resident, _) | (_, 0) => 0,
+            _ => scoring as u64,
+        };
         let residual = (4 * self.config.hidden_size * (score.rows + generate.rows) * self.arms) as u64;
         Predicted {
             passes,
-            disk_bytes: times * self.sizes.read,
-            upload_bytes: times * self.sizes.uploaded + residual,
+            disk_bytes: times * self.sizes.read + heads * self.sizes.head,
+            upload_bytes: times * self.sizes.uploaded + heads * self.sizes.head + residual,
         }
     }
 }

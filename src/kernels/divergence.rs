@@ -61,7 +61,14 @@ impl Diverge {
     }
 
     /// Records one chunk, columns `first..first + n` of the vocabulary; chunks in order.
-    pub fn record(&self, commands: &mut Commands, operands: Operands<'_>, rows: usize, n: usize, first: usize) {
+    pub fn record(
+        &self,
+        commands: &mut Commands,
+        operands: Operands<'_>,
+        rows: usize,
+        n: usize,
+        first: usize,
+    ) {
         let Operands { reference, arm, before, after, sums } = operands;
         let params = Params { rows: small(rows), n: small(n), first: small(first), unused: 0 };
         let buffers =
@@ -109,9 +116,7 @@ fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
         })
         .collect::<Result<_>>()?;
     let sums = unwritten(gpu, "sums", 4 * rows)?;
-    let want = move || {
-        reference.chunks(vocab).zip(arm.chunks(vocab)).flat_map(|(p, q)| twin(p, q)).collect()
-    };
+    let want = move || reference.chunks(vocab).zip(arm.chunks(vocab)).flat_map(|(p, q)| twin(p, q)).collect();
     let kernel = Diverge::new(gpu)?;
     let outputs = vec![Output { name: "sums", buffer: sums.clone(), want: Box::new(want) }];
     let record = move |commands: &mut Commands| {

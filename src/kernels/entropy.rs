@@ -68,7 +68,14 @@ impl Entropy {
     }
 
     /// Records one chunk, columns `first..first + n` of the vocabulary; chunks in order.
-    pub fn record(&self, commands: &mut Commands, operands: Operands<'_>, rows: usize, n: usize, first: usize) {
+    pub fn record(
+        &self,
+        commands: &mut Commands,
+        operands: Operands<'_>,
+        rows: usize,
+        n: usize,
+        first: usize,
+    ) {
         let Operands { logits, given, states, details } = operands;
         let params = Params { rows: small(rows), n: small(n), first: small(first), unused: 0 };
         let buffers = [("logits", logits), ("given", given), ("states", states), ("details", details)];
@@ -105,7 +112,8 @@ fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
         .flat_map(|(row, x)| x.iter().map(move |x| (x * (1.0 + 4.0 * row as f32) * 8.0).round() / 8.0))
         .collect();
     let given: Vec<u32> = (0..rows).map(|row| small((row * 997 + vocab / 2) % vocab)).collect();
-    let states: Vec<_> = logits.chunks(vocab).zip(&given).map(|(row, given)| fold_state(row, *given)).collect();
+    let states: Vec<_> =
+        logits.chunks(vocab).zip(&given).map(|(row, given)| fold_state(row, *given)).collect();
     let [given_buffer, states] = [gpu.upload("given", &given)?, gpu.upload("states", &states)?];
     let chunks: Vec<(usize, usize, Buffer)> = (0..vocab)
         .step_by(FOLD_CHUNK)
@@ -117,15 +125,13 @@ fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
         })
         .collect::<Result<_>>()?;
     let details = gpu.alloc("details", (16 * rows) as u64)?;
-    let want = move || {
-        logits.chunks(vocab).zip(&given).flat_map(|(row, given)| reference(row, *given)).collect()
-    };
+    let want =
+        move || logits.chunks(vocab).zip(&given).flat_map(|(row, given)| reference(row, *given)).collect();
     let kernel = Entropy::new(gpu)?;
     let outputs = vec![Output { name: "details", buffer: details.clone(), want: Box::new(want) }];
     let record = move |commands: &mut Commands| {
         for (first, n, logits) in &chunks {
-            let operands =
-                Operands { logits, given: &given_buffer, states: &states, details: &details };
+            let operands = Operands { logits, given: &given_buffer, states: &states, details: &details };
             kernel.record(commands, operands, rows, *n, *first);
         }
     };

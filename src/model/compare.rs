@@ -100,7 +100,9 @@ pub(super) fn compare_each<F: Forward>(
             let n = FOLD_CHUNK.min(vocab - first);
             let mut chunks = Vec::with_capacity(arms.len());
             for (arm, hidden) in arms.iter_mut().zip(&hidden) {
-                chunks.push(arm.logits().map_or_else(Vec::new, |arm| arm.chunk(batch, hidden, first..first + n)));
+                chunks.push(
+                    arm.logits().map_or_else(Vec::new, |arm| arm.chunk(batch, hidden, first..first + n)),
+                );
             }
             for ((seen, folded), chunk) in seen.iter_mut().zip(&folded).zip(&chunks) {
                 let rows = seen.par_iter_mut().zip(folded).zip(chunk.par_chunks(n)).zip(&batch.wanted);

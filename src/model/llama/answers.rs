@@ -34,7 +34,12 @@ impl<'a> Ends<'a> {
     ///
     /// Only a checkpoint's own arms share an end: the head comes in parts, and those of another checkpoint may begin
     /// alike and differ later.
-    fn new(jobs: &'a [Job], inputs: &[Inputs<'_>], blocks: &Blocks, checkpoint: impl Fn(usize) -> usize) -> Self {
+    fn new(
+        jobs: &'a [Job],
+        inputs: &[Inputs<'_>],
+        blocks: &Blocks,
+        checkpoint: impl Fn(usize) -> usize,
+    ) -> Self {
         let mut ends: Vec<End<'a>> = Vec::new();
         let mut rows = 0;
         for job in jobs.iter().filter(|job| job.wanted(inputs) > 0) {

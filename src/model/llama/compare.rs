@@ -7,7 +7,9 @@ use super::inputs::Inputs;
 use super::job::{Job, Stream};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands};
-use crate::kernels::{DivergeOperands, DivergenceState, EntropyOperands, EntropyState, FoldState, TOP, TopEntry};
+use crate::kernels::{
+    DivergeOperands, DivergenceState, EntropyOperands, EntropyState, FoldState, TOP, TopEntry,
+};
 use crate::metrics::divergence::Divergence;
 use crate::model::{Compared, Detail, Pair};
 
@@ -21,7 +23,12 @@ struct Sides {
 
 impl Llama {
     /// Runs the head on all wanted rows twice: a divergence takes both arms' log-sum-exps, which the first time gives.
-    pub(super) fn compared(&mut self, inputs: &[Inputs<'_>], jobs: &[Job], pairs: &[Pair]) -> Result<Compared> {
+    pub(super) fn compared(
+        &mut self,
+        inputs: &[Inputs<'_>],
+        jobs: &[Job],
+        pairs: &[Pair],
+    ) -> Result<Compared> {
         let ends = self.fold(inputs, jobs, true)?;
         let end_of = |arm: usize| ends.ends.iter().position(|end| end.arms.contains(&arm));
         let mut sides: Vec<Sides> = Vec::new();
@@ -74,7 +81,13 @@ impl Llama {
     }
 
     /// The second run of the head. The sums of all sides take `rows` rows.
-    fn diverge(&mut self, inputs: &[Inputs<'_>], ends: &Ends<'_>, sides: &[Sides], rows: usize) -> Result<()> {
+    fn diverge(
+        &mut self,
+        inputs: &[Inputs<'_>],
+        ends: &Ends<'_>,
+        sides: &[Sides],
+        rows: usize,
+    ) -> Result<()> {
         let states = self.scratch.states.reserve::<FoldState>(&self.gpu, ends.rows)?;
         let details = self.scratch.details.reserve::<EntropyState>(&self.gpu, ends.rows)?;
         let sums = self.scratch.sums.reserve::<DivergenceState>(&self.gpu, rows.max(1))?;
@@ -82,7 +95,9 @@ impl Llama {
         for number in 2 * self.config.layers..self.loader.blocks() {
             let blocks = self.loader.take(number)?;
             let mut commands = Commands::paced(&self.gpu);
-            for (batch, inputs) in inputs.iter().enumerate().filter(|(_, inputs)| !inputs.batch.wanted.is_empty()) {
+            for (batch, inputs) in
+                inputs.iter().enumerate().filter(|(_, inputs)| !inputs.batch.wanted.is_empty())
+            {
                 let wanted = inputs.batch.wanted.len();
                 for (end, [normed, _]) in ends.ends.iter().zip(self.scratch.sides.clone()) {
                     let stream = &end.job.streams[batch].1;
@@ -102,13 +117,18 @@ impl Llama {
                         let head = head_of(&blocks, end.arms[0]);
                         Head::chunk(&mut commands, head, inputs, (first, n), [normed, logits]);
                         let own = part::<EntropyState>(&details, rows_of(index), wanted);
-                        let operands =
-                            EntropyOperands { logits, given: &inputs.given, states: &state(index), details: &own };
+                        let operands = EntropyOperands {
+                            logits,
+                            given: &inputs.given,
+                            states: &state(index),
+                            details: &own,
+                        };
                         self.head.entropy.record(&mut commands, operands, wanted, n, token);
                     }
                     for side in sides {
                         let logits = |end: usize| -> &Buffer { &self.scratch.sides[end][1] };
-                        let first = side.first + rows_of(side.reference) - ends.ends[side.reference].firsts[0];
+                        let first =
+                            side.first + rows_of(side.reference) - ends.ends[side.reference].firsts[0];
                         let operands = DivergeOperands {
                             reference: logits(side.reference),
                             arm: logits(side.arm),

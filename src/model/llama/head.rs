@@ -6,7 +6,9 @@ use super::scratch::Scratch;
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernels::{Diverge, Entropy, FOLD_CHUNK, Fold, FoldState, MatOperands, NormOperands, RmsNorm, RmsNormForm, Top};
+use crate::kernels::{
+    Diverge, Entropy, FOLD_CHUNK, Fold, FoldState, MatOperands, NormOperands, RmsNorm, RmsNormForm, Top,
+};
 use crate::model::Folded;
 
 /// The head's kernels; its weights come as [`HeadRows`].

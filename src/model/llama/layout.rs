@@ -2,12 +2,12 @@
 
 use super::cache::Caches;
 use super::inputs::Inputs;
-use super::parts::{BlockBytes, kinds};
+use super::parts::{BlockBytes, Kind, kinds};
 use super::scratch::Scratch;
 use super::{STATES_ALIGNED, Source};
 use crate::checkpoint::Config;
 use crate::error::Result;
-use crate::kernels::{FoldState, KvFormat};
+use crate::kernels::{DivergenceState, EntropyState, FoldState, KvFormat, TOP, TopEntry};
 use crate::model::{PAGE, Work};
 use crate::quant::Precision;
 
@@ -77,6 +77,8 @@ pub struct Sizes {
     pub read: u64,
     /// Uploaded for a pass.
     pub uploaded: u64,
+    /// The part of `read` that is the head.
+    pub head: u64,
 }
 
 impl Sizes {
@@ -96,9 +98,18 @@ impl Sizes {
             }
         }
         let Some((first, _)) = by_checkpoint.first() else {
-            return Ok(Self { weights: 0, block: 0, two_blocks: 0, staging: 0, read: 0, uploaded: 0 });
+            return Ok(Self {
+                weights: 0,
+                block: 0,
+                two_blocks: 0,
+                staging: 0,
+                read: 0,
+                uploaded: 0,
+                head: 0,
+            });
         };
         let mut blocks = Vec::new();
+        let mut head = 0;
         for kind in kinds(first.checkpoint.config(), head_rows) {
             let mut sum = BlockBytes::default();
             for (source, precisions) in &by_checkpoint {
@@ -107,6 +118,9 @@ impl Sizes {
                 sum.staging = sum.staging.max(bytes.staging);
                 sum.read += bytes.read;
                 sum.uploaded += bytes.uploaded;
+            }
+            if matches!(kind, Kind::Head(_)) {
+                head += sum.read;
             }
             blocks.push(sum);
         }
@@ -118,6 +132,7 @@ impl Sizes {
             staging: blocks.iter().map(|block| block.staging).max().unwrap_or(0),
             read: blocks.iter().map(|block| block.read).sum(),
             uploaded: blocks.iter().map(|block| block.uploaded).sum(),
+            head,
         })
     }
 
@@ -133,11 +148,25 @@ impl Sizes {
         (4 * tokens * config.hidden_size) as u64
     }
 
-    /// What describes `batches` batches of `tokens` tokens in a cache of `pages` pages, and their answers.
+    /// What describes `batches` batches of `tokens` tokens in a cache of `pages` pages.
     #[must_use]
     pub fn batches(batches: usize, tokens: usize, pages: usize) -> u64 {
-        let states = tokens.next_multiple_of(STATES_ALIGNED) * size_of::<FoldState>();
-        batches as u64 * (Inputs::most_bytes(tokens, pages) + 2 * states as u64)
+        batches as u64 * Inputs::most_bytes(tokens, pages)
+    }
+
+    /// The answers of `arms` arms to `batches` batches, every row of which is wanted, with `pairs` pairs of them held
+    /// against each other.
+    #[must_use]
+    pub fn answers(config: &Config, batches: usize, tokens: usize, arms: usize, pairs: usize) -> u64 {
+        let row = |pairs: usize| {
+            let details = size_of::<[TopEntry; TOP]>() + size_of::<EntropyState>();
+            let details = if pairs > 0 { details } else { 0 };
+            arms * (size_of::<FoldState>() + details) + pairs * size_of::<DivergenceState>()
+        };
+        let rows = batches * tokens.next_multiple_of(STATES_ALIGNED);
+        let sides = if pairs > 0 { arms as u64 * Scratch::side_bytes(config, tokens) } else { 0 };
+        // Buffers that grow are up to twice as large as what they hold.
+        2 * (rows * row(pairs)) as u64 + sides
     }
 
     /// Keys and values of `arms` arms with `pages` pages each.

@@ -172,7 +172,7 @@ impl Prepared {
         };
         let expected = match &self.tasks()[task] {
             Task { ask: Ask::Generate { max_new, .. }, .. } => format!("up to {max_new} generated tokens"),
-            Task { tokens, ask: Ask::Score } => format!("{} scored tokens", tokens.len() - 1),
+            Task { tokens, ask: Ask::Score { from } } => format!("{} scored tokens", tokens.len() - from),
         };
         Error::Observation { task, found, expected }
     }

@@ -128,7 +128,7 @@ impl Builder<'_> {
             let mut tokens = self.encode(metric, index, text)?;
             truncated += usize::from(tokens.len() > self.context);
             tokens.truncate(self.context);
-            self.tasks.push(Task { tokens, ask: Ask::Score });
+            self.tasks.push(Task::score(tokens));
         }
         let tasks = start..self.tasks.len();
         self.groups.push(Group { metric, split, tasks, truths: Vec::new(), truncated });
