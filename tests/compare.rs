@@ -1,7 +1,9 @@
 //! Arms held against each other: the device against the logits themselves, and against the CPU.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use tempfile::TempDir;
 use undertext::checkpoint::Checkpoint;
 use undertext::engine::{Answered, Ask, Engine, Observation, Options, Task};
@@ -191,4 +193,109 @@ fn the_cpu_says_the_same() {
     let kl = want.pairs[2].iter().flatten().map(|apart| apart.kl);
     assert!(kl.fold(0.0, f64::max) > 1e-3, "int4 is not full precision");
     assert!(want.pairs[0].iter().flatten().all(|apart| *apart == Divergence::default()));
+}
+
+/// Arms at other precisions against full precision, by NumPy on transformers' logits.
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    folder: String,
+    precision: String,
+    tokens: Vec<u32>,
+    from: usize,
+    kl: Vec<f64>,
+    reverse_kl: Vec<f64>,
+    jensen_shannon: Vec<f64>,
+    total_variation: Vec<f64>,
+    reference_log_prob: Vec<f64>,
+    log_prob: Vec<f64>,
+    entropy: Vec<f64>,
+    /// Nothing where rounding could decide; so below.
+    rank: Vec<Option<u32>>,
+    top1: Vec<Option<usize>>,
+    top5: Vec<Option<usize>>,
+    top10: Vec<Option<usize>>,
+}
+
+/// Relative difference of sums over positions: what the project promises.
+const MEANS: f64 = 1e-4;
+
+/// Of a single position, where logits that differ by some 1e-6 do not average out.
+const SINGLE: f64 = 2e-2;
+
+/// Holds one arm's answers against NumPy's.
+fn golden(who: &str, case: &Case, answered: &Answered) {
+    let scored = |arm: usize| match &answered.arms[arm].as_ref().unwrap()[..] {
+        [Observation::Scored { log_probs, argmax, details }] => (log_probs, argmax, details),
+        _ => unreachable!(),
+    };
+    let (reference, arm) = (scored(0), scored(1));
+    let apart = &answered.pairs[0][0];
+    let who = format!("{who}, {}@{}", case.folder, case.precision);
+    let all = |what: &str, got: Vec<f64>, want: &[f64], absolute: f64| {
+        assert_eq!(got.len(), want.len(), "{who}: {what}");
+        for (got, want) in got.iter().zip(want) {
+            close(&format!("{who}: {what}"), *got, *want, SINGLE, absolute);
+        }
+        let sum = |values: &[f64]| values.iter().sum::<f64>();
+        close(&format!("{who}: sum of {what}"), sum(&got), sum(want), MEANS, absolute);
+    };
+    all("kl", apart.iter().map(|apart| apart.kl).collect(), &case.kl, 1e-9);
+    all("reverse kl", apart.iter().map(|apart| apart.reverse_kl).collect(), &case.reverse_kl, 1e-9);
+    all("js", apart.iter().map(|apart| apart.jensen_shannon).collect(), &case.jensen_shannon, 1e-9);
+    all("tv", apart.iter().map(|apart| apart.total_variation).collect(), &case.total_variation, 1e-7);
+    let f64s = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+    all("reference log p", f64s(reference.0), &case.reference_log_prob, 1e-6);
+    all("log p", f64s(arm.0), &case.log_prob, 1e-6);
+    let dp = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| q.exp() - p.exp()).collect::<Vec<_>>();
+    let want = dp(&case.reference_log_prob, &case.log_prob);
+    all("dp", dp(&f64s(reference.0), &f64s(arm.0)), &want, 1e-6);
+    all("entropy", arm.2.iter().map(|detail| detail.entropy).collect(), &case.entropy, 1e-6);
+    for position in 0..apart.len() {
+        let [p, q] = [&reference.2[position].top, &arm.2[position].top];
+        let overlap = |k: usize| p[..k].iter().filter(|token| q[..k].contains(token)).count();
+        let rank = case.rank[position].unwrap_or(arm.2[position].rank);
+        assert_eq!(arm.2[position].rank, rank, "{who}");
+        for (k, want) in [(1, &case.top1), (5, &case.top5), (10, &case.top10)] {
+            assert_eq!(overlap(k), want[position].unwrap_or(overlap(k)), "{who}: {k} likeliest");
+        }
+    }
+}
+
+#[test]
+fn comparisons_are_numpys_on_transformers_logits() {
+    let golden_file: Golden = serde_json::from_str(include_str!("golden/compare/compare.json")).unwrap();
+    assert!(golden_file.cases.len() >= 10);
+    let decided = golden_file.cases.iter().flat_map(|case| &case.top10).flatten().count();
+    assert!(decided > 80, "{decided}");
+    for case in &golden_file.cases {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let directory = match case.folder.as_str() {
+            "tiny_llama" => root.join("tests/golden/model/tiny_llama"),
+            _ => root.join("assets/demo/models/target"),
+        };
+        let checkpoint = Arc::new(Checkpoint::open(&directory).unwrap());
+        let arms = [Precision::Full, case.precision.parse().unwrap()].map(|p| source(&checkpoint, p));
+        let task = Task { tokens: case.tokens.clone(), ask: Ask::Score { from: case.from } };
+        let ask = |model: &mut dyn FnMut() -> Box<dyn Lockstep>| {
+            let names = vec!["reference".to_owned(), "arm".to_owned()];
+            let pair = [Pair { reference: 0, arm: 1 }];
+            Engine::new(names, model(), Options::default())
+                .compare(std::slice::from_ref(&task), &pair, &mut |_| Ok(()))
+                .unwrap()
+        };
+        let cpu = ask(&mut || {
+            let load = |arm: &Source| Reference::load(&arm.checkpoint, arm.precision, false, 1024).unwrap();
+            Box::new(Each(arms.iter().map(load).collect()))
+        });
+        golden("cpu", case, &cpu);
+        for gpu in adapters::all() {
+            let answered = ask(&mut || Box::new(Llama::new(gpu, &arms, false, layout(1024)).unwrap()));
+            golden(&adapters::name(gpu), case, &answered);
+        }
+    }
 }

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use undertext::metrics::agreement::{Agreement, Estimate, Position, Spread};
+use undertext::metrics::divergence::Divergence;
 use undertext::metrics::membership::{Corpus, auc, min_k, priv_leak};
 use undertext::metrics::recovery::{Arms, Recovery, share_of_target};
 use undertext::metrics::rouge::{RougeL, rouge_l, tokenize};
@@ -213,4 +215,81 @@ fn what_is_missing_serializes_as_null_with_its_reason() {
     let json = |measured: &Measured| serde_json::to_string(measured).unwrap();
     assert_eq!(json(&Measured::Value(1.5)), r#"{"value":1.5}"#);
     assert_eq!(json(&Measured::Missing("because".into())), r#"{"value":null,"reason":"because"}"#);
+}
+
+/// Against NumPy, by llama.cpp's formulas.
+#[test]
+fn agreement_is_llama_cpps() {
+    #[derive(Deserialize)]
+    struct Golden {
+        rows: Vec<[f64; 9]>,
+        want: BTreeMap<String, serde_json::Value>,
+    }
+    let golden: Golden = serde_json::from_str(include_str!("golden/compare/agreement.json")).expect("valid");
+    let position = |row: &[f64; 9]| {
+        let [
+            reference_log_prob,
+            log_prob,
+            kl,
+            reverse_kl,
+            jensen_shannon,
+            total_variation,
+            same,
+            top5,
+            top10,
+        ] = *row;
+        Position {
+            reference_log_prob,
+            log_prob,
+            apart: Divergence { kl, reverse_kl, jensen_shannon, total_variation },
+            same_top: same > 0.0,
+            top5: top5 as usize,
+            top10: top10 as usize,
+        }
+    };
+    let positions: Vec<_> = golden.rows.iter().map(position).collect();
+    let agreement = Agreement::new(&positions).expect("there are positions");
+    assert_eq!(agreement.positions, 777);
+    let numbers = |key: &str| -> Vec<f64> {
+        match &golden.want[key] {
+            serde_json::Value::Array(values) => {
+                values.iter().map(|value| value.as_f64().expect("a number")).collect()
+            }
+            value => vec![value.as_f64().expect("a number")],
+        }
+    };
+    let near = |key: &str, got: &[f64]| {
+        let want = numbers(key);
+        assert_eq!(got.len(), want.len(), "{key}");
+        for (got, want) in got.iter().zip(want) {
+            // Differences of nearly equal sums lose digits in either way of computing them.
+            assert!((got - want).abs() <= EQUAL * (1.0 + want.abs()), "{key}: {got} {want}");
+        }
+    };
+    let both = |key: &str, Estimate { value, error }: Estimate| near(key, &[value, error]);
+    let spread = |key: &str, spread: &Spread| {
+        both(key, spread.mean);
+        near(&format!("{key}_min_max"), &[spread.min, spread.max]);
+        let quantiles: Vec<_> = spread.quantiles.iter().map(|(_, quantile)| quantile.value).collect();
+        near(&format!("{key}_quantiles"), &quantiles);
+        assert!(spread.quantiles.iter().all(|(_, quantile)| quantile.error > 0.0));
+    };
+    spread("kl", &agreement.kl);
+    spread("dp", &agreement.dp);
+    both("reverse_kl", agreement.reverse_kl);
+    both("jensen_shannon", agreement.jensen_shannon);
+    both("total_variation", agreement.total_variation);
+    both("rms_dp", agreement.rms_dp);
+    both("same_top", agreement.same_top);
+    both("top5", agreement.top5);
+    both("top10", agreement.top10);
+    both("reference_ppl", agreement.reference_ppl);
+    both("ppl", agreement.ppl);
+    both("ppl_ratio", agreement.ppl_ratio);
+    both("log_ppl_ratio", agreement.log_ppl_ratio);
+    both("ppl_difference", agreement.ppl_difference);
+    near("nll_correlation", &[agreement.nll_correlation.expect("both vary")]);
+    assert_eq!(Agreement::new(&[]), None);
+    let one = Agreement::new(&positions[..1]).expect("one");
+    assert_eq!((one.kl.mean.error, one.nll_correlation), (0.0, None));
 }

@@ -1,5 +1,6 @@
 //! Pure functions over slices and strings. Nothing here knows a device or a file.
 
+pub mod agreement;
 pub mod divergence;
 pub mod membership;
 pub mod recovery;
