@@ -73,7 +73,7 @@ struct Told {
 
 impl Watch for Told {
     fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize) {
-        assert_eq!(tasks, 34, "10 continuations, 2 x 10 questions, 4 texts");
+        assert_eq!(tasks, 64, "10 continuations, 2 x 10 questions, the truths of these 30, 4 texts");
         // Those that are asked again replace what was said of them.
         assert!(first == self.arms.len() || (self.smaller > 0 && first < self.arms.len()));
         assert!(first + arms.len() <= total);
@@ -213,8 +213,8 @@ fn counters_add_up_and_the_watcher_hears_of_every_arm() {
     assert_eq!(told.measured, [4, 6], "a group of four arms, and the rest");
     let counters = &findings.counters;
     assert_eq!((counters.weight_passes, counters.peak_device_bytes, counters.disk_bytes), (6, 7, headers));
-    // Four words a text; a generation is a word and the end.
-    assert_eq!(counters.tokens_scored, 6 * 4 * 4);
+    // Four words a text, one a truth; a generation is a word and the end.
+    assert_eq!(counters.tokens_scored, 6 * (4 * 4 + 2 * 10));
     // Forget and retain questions are the same texts here, so they are asked once.
     assert_eq!(counters.tokens_generated, 6 * 2 * 20);
 }

@@ -119,12 +119,12 @@ fn prompts_are_muse_s_to_the_character() {
     let tokenizer = tokenizer(true);
     let prepared = prepare(dir.path(), 4096);
     let tasks = prepared.tasks();
-    assert_eq!(tasks.len(), 10);
-    let metrics: Vec<_> = (0..11).map(|task| prepared.metric(task)).collect();
+    assert_eq!(tasks.len(), 16);
+    let metrics: Vec<_> = (0..17).map(|task| prepared.metric(task)).collect();
     let [verbmem, forget, retain, privleak] = Metric::ALL.map(Some);
-    let expected =
-        [verbmem, verbmem, forget, forget, retain, retain, privleak, privleak, privleak, privleak, None];
-    assert_eq!(metrics, expected);
+    let truths = [verbmem, verbmem, forget, forget, retain, retain];
+    assert_eq!(metrics, [&truths[..], &[privleak; 4], &truths, &[None]].concat());
+    assert_eq!(Metric::ALL.map(|metric| prepared.truths(metric)), [10..12, 12..14, 14..16, 0..0]);
     let names = ["verbmem_forget", "knowmem_forget", "knowmem_retain", "privleak"];
     assert_eq!(Metric::ALL.map(Metric::name), names);
 
@@ -153,6 +153,51 @@ fn prompts_are_muse_s_to_the_character() {
     assert_eq!(tasks[8].tokens, [&[BOS][..], &word_ids(200, 6)].concat());
     assert_eq!(tasks[6].ask, Ask::Score { from: 1 });
     assert_eq!(Metric::ALL.map(|metric| prepared.truncated(metric)), [0; 4]);
+
+    // Truths: what their prompts go on with, asked for from there on.
+    for (task, generated) in (12..16).zip(2..6) {
+        let Ask::Score { from } = tasks[task].ask else { panic!("{task} is scored") };
+        assert_eq!(tasks[task].tokens[..from], tasks[generated].tokens, "{task}");
+        assert!(tasks[task].tokens.len() > from);
+    }
+    assert_eq!(tasks[12].tokens[97..], [word(21)]);
+}
+
+/// Where a prompt's last token is another one with the truth behind it, the truth begins before it.
+#[test]
+fn a_truth_begins_where_the_tokens_do() {
+    let dir = corpus();
+    write(&dir, "verbmem/forget.json", json!([{"prompt": "w1 w", "gt": "2 w3"}]).to_string());
+    let prepared = prepare(dir.path(), 4096);
+    let task = &prepared.tasks()[prepared.truths(Metric::VerbmemForget).start];
+    let Ask::Score { from } = task.ask else { panic!("a truth is scored") };
+    assert_eq!(task.tokens, [&[BOS][..], &tokenizer(true).encode("w1 w2 w3").unwrap()[1..]].concat());
+    assert_eq!(task.tokens[from..], tokenizer(true).encode("w2 w3").unwrap()[1..]);
+}
+
+#[test]
+fn truths_say_how_well_they_are_known() {
+    let dir = corpus();
+    let prepared = prepare(dir.path(), 4096);
+    let task = prepared.truths(Metric::VerbmemForget).start;
+    let mut observations = answer(&prepared, |_| vec![EOS], |_, _| 0.25f32.ln());
+    let Ask::Score { from } = prepared.tasks()[task].ask else { panic!("a truth is scored") };
+    let truth = prepared.tasks()[task].tokens[from..].to_vec();
+    // All but the first two are the likeliest.
+    let mut argmax = truth.clone();
+    argmax[..2].fill(EOS);
+    let log_probs = vec![0.25f32.ln(); truth.len()];
+    observations[task] = Observation::Scored { log_probs, argmax, details: vec![] };
+    let values = prepared.measure(&tokenizer(true), &observations).unwrap();
+    let share = Measured::Value((truth.len() - 2) as f64 / truth.len() as f64);
+    let known = &values.verbmem_forget_truths[0];
+    assert_eq!((&known.exact_memorization, &known.extraction_strength), (&share, &share));
+    assert!((known.probability.value().unwrap() - 0.25).abs() < 1e-7);
+    assert_eq!(values.knowmem_retain_truths.len(), 2);
+    // One token too few.
+    let Observation::Scored { log_probs, .. } = &mut observations[task] else { unreachable!() };
+    log_probs.pop();
+    assert!(prepared.measure(&tokenizer(true), &observations).is_err());
 }
 
 #[test]
@@ -161,7 +206,7 @@ fn limit_takes_the_first_examples_and_all_shots() {
     let tokenizer = tokenizer(true);
     let all = prepare(dir.path(), 4096);
     let one = Muse::read(dir.path(), Some(1)).unwrap().prepare(&tokenizer, 4096, &[EOS]).unwrap();
-    let first = [0, 2, 4, 6, 8].map(|task| all.tasks()[task].clone());
+    let first = [0, 2, 4, 6, 8, 10, 12, 14].map(|task| all.tasks()[task].clone());
     assert_eq!(one.tasks(), first);
     let many = Muse::read(dir.path(), Some(99)).unwrap().prepare(&tokenizer, 4096, &[EOS]).unwrap();
     assert_eq!(many, all);
@@ -226,8 +271,8 @@ fn answer(
                 let tokens = text(index);
                 Observation::Generated { log_probs: vec![-1.0; tokens.len()], tokens }
             }
-            Ask::Score { .. } => {
-                let count = task.tokens.len() - 1;
+            Ask::Score { from } => {
+                let count = task.tokens.len() - from;
                 let log_probs = (0..count).map(|token| log_prob(index, token)).collect();
                 Observation::Scored { log_probs, argmax: vec![0; count], details: vec![] }
             }
@@ -308,7 +353,7 @@ fn answers_that_do_not_belong_to_the_tasks() {
     prepared.measure(&tokenizer, &good).unwrap();
 
     let measure = |observations: &[Observation]| prepared.measure(&tokenizer, observations).unwrap_err();
-    assert!(matches!(measure(&good[1..]), Error::Shape { got: 9, .. }));
+    assert!(matches!(measure(&good[1..]), Error::Shape { got: 15, .. }));
     let mut swapped = good.clone();
     swapped.swap(5, 6);
     let error = measure(&swapped);

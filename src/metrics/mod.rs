@@ -3,6 +3,7 @@
 pub mod agreement;
 pub mod divergence;
 pub mod membership;
+pub mod memorization;
 pub mod recovery;
 pub mod rouge;
 

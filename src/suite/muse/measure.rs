@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-use super::prepare::Group;
+use super::prepare::{Group, Kind, Split};
 use super::{Metric, Prepared};
 use crate::checkpoint::Tokenizer;
 use crate::engine::{Ask, Observation, Task};
 use crate::error::{Error, Result};
 use crate::metrics::membership::{self, PRIVLEAK_PERCENT};
 use crate::metrics::rouge::{RougeL, rouge_l};
-use crate::metrics::{Measured, mean_percent};
+use crate::metrics::{Measured, mean_percent, memorization};
 
 /// Where MUSE ends a KnowMem answer: at the first of each, one after the other.
 pub(super) const KNOWMEM_ENDS: [&str; 3] = ["\n\n", "\nQuestion", "Question:"];
@@ -25,6 +25,23 @@ pub struct MuseValues {
     pub knowmem_retain: Answers,
     /// Likelihoods of forget and holdout texts.
     pub privleak: Membership,
+    /// How likely the true continuations of the forget set are.
+    pub verbmem_forget_truths: Vec<Truth>,
+    /// How likely the true answers to questions on the forget set are.
+    pub knowmem_forget_truths: Vec<Truth>,
+    /// How likely the true answers to questions on the retain set are.
+    pub knowmem_retain_truths: Vec<Truth>,
+}
+
+/// How well an arm knows one true answer, led along it token by token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Truth {
+    /// Geometric mean of the tokens' probabilities, 0..=1.
+    pub probability: Measured,
+    /// Share of the tokens that are the likeliest ones at their places, 0..=1.
+    pub exact_memorization: Measured,
+    /// Share of the answer from which on all tokens are the likeliest ones, 0..=1.
+    pub extraction_strength: Measured,
 }
 
 /// The answers to one metric's prompts, in the order of the file.
@@ -113,20 +130,27 @@ impl Prepared {
             knowmem_forget: Answers::default(),
             knowmem_retain: Answers::default(),
             privleak: Membership::default(),
+            verbmem_forget_truths: Vec::new(),
+            knowmem_forget_truths: Vec::new(),
+            knowmem_retain_truths: Vec::new(),
         };
         for group in self.groups() {
             let answers = || self.answers(group, tokenizer, observations);
-            match group.metric {
-                Metric::VerbmemForget => values.verbmem_forget = answers()?,
-                Metric::KnowmemForget => values.knowmem_forget = answers()?,
-                Metric::KnowmemRetain => values.knowmem_retain = answers()?,
-                Metric::Privleak => {
-                    let scores = self.membership(group, observations)?;
-                    match group.split {
-                        "forget" => values.privleak.forget = scores,
-                        _ => values.privleak.holdout = scores,
-                    }
+            let truths = || self.truths_of(group, observations);
+            match (group.kind, group.metric) {
+                (Kind::Texts(Split::Forget), _) => {
+                    values.privleak.forget = self.membership(group, observations)?
                 }
+                (Kind::Texts(Split::Holdout), _) => {
+                    values.privleak.holdout = self.membership(group, observations)?;
+                }
+                (Kind::Answers, Metric::VerbmemForget) => values.verbmem_forget = answers()?,
+                (Kind::Answers, Metric::KnowmemForget) => values.knowmem_forget = answers()?,
+                (Kind::Answers, Metric::KnowmemRetain) => values.knowmem_retain = answers()?,
+                (Kind::Truths, Metric::VerbmemForget) => values.verbmem_forget_truths = truths()?,
+                (Kind::Truths, Metric::KnowmemForget) => values.knowmem_forget_truths = truths()?,
+                (Kind::Truths, Metric::KnowmemRetain) => values.knowmem_retain_truths = truths()?,
+                (Kind::Answers | Kind::Truths, Metric::Privleak) => unreachable!("PrivLeak has texts"),
             }
         }
         Ok(values)
@@ -151,6 +175,22 @@ impl Prepared {
         };
         let items = group.tasks.clone().zip(&group.truths).map(score).collect::<Result<_>>()?;
         Ok(Answers { items })
+    }
+
+    fn truths_of(&self, group: &Group, observations: &[Observation]) -> Result<Vec<Truth>> {
+        let know = |task: usize| match (&observations[task], &self.tasks()[task]) {
+            (Observation::Scored { log_probs, argmax, .. }, Task { tokens, ask: Ask::Score { from } })
+                if log_probs.len() + from == tokens.len() && argmax.len() == log_probs.len() =>
+            {
+                Ok(Truth {
+                    probability: memorization::probability(log_probs),
+                    exact_memorization: memorization::exact_memorization(&tokens[*from..], argmax),
+                    extraction_strength: memorization::extraction_strength(&tokens[*from..], argmax),
+                })
+            }
+            (other, _) => Err(self.mismatch(task, other)),
+        };
+        group.tasks.clone().map(know).collect()
     }
 
     fn membership(&self, group: &Group, observations: &[Observation]) -> Result<Vec<Measured>> {

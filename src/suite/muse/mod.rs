@@ -9,9 +9,13 @@
 //! | VerbMem | `prompt` as it stands | 128 tokens greedily, uncut | `gt` cut to its first 128 tokens, BOS among them |
 //! | KnowMem | ten question-answer pairs, then `Question: …\nAnswer: ` with the space at the end | 32 tokens greedily, cut where the next question begins | `answer` |
 //! | PrivLeak | the whole text | log-probabilities of all tokens but the first | - |
+//! | truths | VerbMem's and KnowMem's prompts, each with its truth | log-probabilities of the truth's tokens | - |
 //!
 //! Texts are encoded with the special tokens that the tokenizer adds by itself and decoded without them, with
 //! transformers' `clean_up_tokenization_spaces`.
+//!
+//! Truths are not MUSE's but TOFU's and open-unlearning's: prompt and truth are encoded as one text, as
+//! lm-evaluation-harness does it, and what the prompt's own tokens do not begin with belongs to the truth.
 //!
 //! KnowMem answers also end at a token that holds one of the cut marks: nothing after it can count.
 //!
@@ -26,7 +30,7 @@ mod read;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use measure::{Answer, Answers, Membership, MuseValues};
+pub use measure::{Answer, Answers, Membership, MuseValues, Truth};
 pub use prepare::Prepared;
 
 use crate::error::{Error, Result};

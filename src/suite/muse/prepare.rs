@@ -21,12 +21,29 @@ pub struct Prepared {
     groups: Vec<Group>,
 }
 
+/// What is asked of a list of the corpus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// To go on from prompts.
+    Answers,
+    /// How likely texts are: those of this split.
+    Texts(Split),
+    /// How likely the true answers to prompts are.
+    Truths,
+}
+
+/// Which texts a membership score is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Split {
+    Forget,
+    Holdout,
+}
+
 /// The consecutive tasks that one list of the corpus became.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Group {
     pub(super) metric: Metric,
-    /// Which texts these are, for a metric that compares two sets.
-    pub(super) split: &'static str,
+    pub(super) kind: Kind,
     pub(super) tasks: Range<usize>,
     /// What each answer should have been; empty where tasks are scored.
     pub(super) truths: Vec<String>,
@@ -60,18 +77,29 @@ impl Muse {
         {
             builder.generate(metric, examples, KNOWMEM_TOKENS, &ends, |truth| Ok(truth.to_owned()))?;
         }
-        builder.score("forget", &self.privleak_forget)?;
-        builder.score("holdout", &self.privleak_holdout)?;
+        builder.score(Split::Forget, &self.privleak_forget)?;
+        builder.score(Split::Holdout, &self.privleak_holdout)?;
+        // As many as are asked of a continuation: BOS is one of its 128.
+        builder.truths(Metric::VerbmemForget, &self.verbmem_forget, VERBMEM_TOKENS - 1)?;
+        builder.truths(Metric::KnowmemForget, &self.knowmem_forget, context)?;
+        builder.truths(Metric::KnowmemRetain, &self.knowmem_retain, context)?;
         Ok(Prepared { tasks: builder.tasks, groups: builder.groups })
     }
 }
 
 impl Prepared {
     /// The tasks, by metric in the order of [`Metric::ALL`], then in the order of the files (for PrivLeak the
-    /// forget texts, then the holdout texts).
+    /// forget texts, then the holdout texts); then the truths of the first three metrics.
     #[must_use]
     pub fn tasks(&self) -> &[Task] {
         &self.tasks
+    }
+
+    /// The tasks that score the truths of a metric; none for PrivLeak.
+    #[must_use]
+    pub fn truths(&self, metric: Metric) -> Range<usize> {
+        let group = self.groups.iter().find(|group| group.metric == metric && group.kind == Kind::Truths);
+        group.map_or(0..0, |group| group.tasks.clone())
     }
 
     /// The metric that a task belongs to.
@@ -83,7 +111,9 @@ impl Prepared {
     /// How many of a metric's tasks were cut to fit the context.
     #[must_use]
     pub fn truncated(&self, metric: Metric) -> usize {
-        self.groups.iter().filter(|group| group.metric == metric).map(|group| group.truncated).sum()
+        // A truth is cut where its prompt is.
+        let groups = self.groups.iter().filter(|group| group.metric == metric && group.kind != Kind::Truths);
+        groups.map(|group| group.truncated).sum()
     }
 
     pub(super) fn groups(&self) -> &[Group] {
@@ -116,11 +146,33 @@ impl Builder<'_> {
             self.tasks.push(Task { tokens, ask: Ask::Generate { max_new, stop: stop.to_vec() } });
         }
         let truths = examples.iter().map(|example| truth(&example.truth)).collect::<Result<_>>()?;
-        self.groups.push(Group { metric, split: "", tasks: start..self.tasks.len(), truths, truncated });
+        let tasks = start..self.tasks.len();
+        self.groups.push(Group { metric, kind: Kind::Answers, tasks, truths, truncated });
         Ok(())
     }
 
-    fn score(&mut self, split: &'static str, texts: &[String]) -> Result<()> {
+    /// At most `most` tokens of each truth are asked for.
+    fn truths(&mut self, metric: Metric, examples: &[Example], most: usize) -> Result<()> {
+        let start = self.tasks.len();
+        let mut truncated = 0;
+        for (index, example) in examples.iter().enumerate() {
+            let prompt = self.encode(metric, index, &example.prompt)?;
+            let mut tokens = self.encode(metric, index, &format!("{}{}", example.prompt, example.truth))?;
+            let alike = prompt.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+            // Nothing comes before the first token, so it cannot be asked for.
+            let from = alike.max(1);
+            tokens.truncate(from + most);
+            let length = tokens.len();
+            truncated += usize::from(self.cut_left(&mut tokens, self.context));
+            let from = from.saturating_sub(length - tokens.len()).max(1);
+            self.tasks.push(Task { tokens, ask: Ask::Score { from } });
+        }
+        let tasks = start..self.tasks.len();
+        self.groups.push(Group { metric, kind: Kind::Truths, tasks, truths: Vec::new(), truncated });
+        Ok(())
+    }
+
+    fn score(&mut self, split: Split, texts: &[String]) -> Result<()> {
         let metric = Metric::Privleak;
         let start = self.tasks.len();
         let mut truncated = 0;
@@ -131,7 +183,8 @@ impl Builder<'_> {
             self.tasks.push(Task::score(tokens));
         }
         let tasks = start..self.tasks.len();
-        self.groups.push(Group { metric, split, tasks, truths: Vec::new(), truncated });
+        let kind = Kind::Texts(split);
+        self.groups.push(Group { metric, kind, tasks, truths: Vec::new(), truncated });
         Ok(())
     }
 
