@@ -3,9 +3,9 @@
 //   logits  [m, n]    f32, columns `first`.. of the vocabulary
 //   best    [m, TOP]  logit and token; greatest first, equal ones by token
 //
-// Chunks come in ascending order, the first with first = 0. Grid: flat, one workgroup of WG lanes a row. In turn, the
-// lanes find the greatest logit that is not taken yet and lane 0 puts it into the list, until one is no better
-// than the last there: after the first chunks that is the first one.
+// Chunks come in ascending order, the first with first = 0. Grid: flat, one workgroup of WG lanes a row. Each lane finds
+// the greatest of its columns; in turn, lane 0 puts the greatest of these into the list and its lane finds the next one, until
+// one is no better than the last in the list: after the first chunks that is the first one.
 //
 // Links common/index.wgsl. f64 twin: kernels::top.
 
@@ -25,7 +25,7 @@ struct Entry {
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read_write> best: array<Entry>;
 
-override WG: u32 = 64u;
+override WG: u32 = 32u;
 
 const TOP: u32 = 10u;
 
@@ -34,8 +34,9 @@ const NONE: Entry = Entry(-3.4e38, 0xffffffffu);
 
 var<workgroup> lanes: array<Entry, WG>;
 var<workgroup> list: array<Entry, TOP>;
-// What was taken from this chunk last.
+// What was taken from this chunk last, and from which lane.
 var<workgroup> taken: Entry;
+var<workgroup> winner: u32;
 var<workgroup> again: u32;
 
 // Whether `a` comes before `b` in the list.
@@ -59,27 +60,32 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             }
         }
         taken = Entry(3.4e38, 0u);
+        winner = WG;
         again = 1u;
     }
     for (var turn = 0u; turn < TOP; turn += 1u) {
         if workgroupUniformLoad(&again) == 0u {
             break;
         }
-        let last = taken;
-        var own = NONE;
-        for (var i = lane; i < params.n; i += WG) {
-            let entry = Entry(logits[base + i], params.first + i);
-            if before(last, entry) && before(entry, own) {
-                own = entry;
+        if turn == 0u || winner == lane {
+            let last = taken;
+            var own = NONE;
+            for (var i = lane; i < params.n; i += WG) {
+                let entry = Entry(logits[base + i], params.first + i);
+                if before(last, entry) && before(entry, own) {
+                    own = entry;
+                }
             }
+            lanes[lane] = own;
         }
-        lanes[lane] = own;
         workgroupBarrier();
         if lane == 0u {
             var next = lanes[0];
+            winner = 0u;
             for (var i = 1u; i < WG; i += 1u) {
                 if before(lanes[i], next) {
                     next = lanes[i];
+                    winner = i;
                 }
             }
             taken = next;

@@ -177,7 +177,7 @@ fn identity(path: &Path) -> PathBuf {
 
 /// Names the directories by their last component, with as many components before it as make them differ; a directory
 /// that is given twice is numbered.
-fn unique_names(paths: &[PathBuf]) -> Vec<String> {
+pub(super) fn unique_names(paths: &[PathBuf]) -> Vec<String> {
     // The user's own spelling is kept (a link's name says more than what it points to) unless it has no name.
     let parts = |path: &PathBuf| -> Vec<String> {
         let named = if path.file_name().is_some() { path.clone() } else { identity(path) };

@@ -61,6 +61,19 @@ Examples:
     )]
     Generate(GenerateArgs),
 
+    /// Hold the logits of arms against those of the first one, on the same tokens
+    #[command(after_help = "\
+Examples:
+  undertext compare models/target models/target@int8 models/target@int4 --text wiki.txt
+  undertext compare models/target models/npo models/npo@int4-g128 --data data/news
+  undertext compare models/target models/target@int4 --text wiki.txt --second-half --window 512
+  undertext compare models/target models/target@int4 --text wiki.txt --per-token tokens.jsonl --json
+
+Reported as llama.cpp's llama-perplexity --kl-divergence does it; with --second-half on its windows too. A text is scored \
+whole otherwise: every token once, the first of each window left out where windows do not overlap (see --stride). With \
+--data the true answers of a MUSE corpus are scored after their prompts, forget and retain set apart.")]
+    Compare(CompareArgs),
+
     /// Say from two checkpoints' weights alone how much of the unlearning outlives quantization
     #[command(after_help = "\
 Examples:
@@ -235,6 +248,55 @@ pub(super) struct GenerateArgs {
     /// Stop after this many new tokens
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(super) max_new_tokens: usize,
+
+    /// Quantize the output head too
+    #[arg(long)]
+    pub(super) quantize_head: bool,
+
+    #[command(flatten)]
+    pub(super) tune: TuneArgs,
+
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// Checkpoint directories, with a precision after `@` to quantize one; the first is what the others are held against
+    #[arg(value_name = "DIR[@PRECISION]", num_args = 2.., required = true)]
+    pub(super) arms: Vec<PathBuf>,
+
+    /// A text to compare on
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub(super) text: Option<PathBuf>,
+
+    /// A MUSE corpus whose true answers to compare on
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["window", "stride", "second_half"])]
+    pub(super) data: Option<PathBuf>,
+
+    /// Use only the first N examples of each list of the corpus
+    #[arg(long, value_name = "N", requires = "data")]
+    pub(super) limit: Option<usize>,
+
+    /// Tokens in a window of the text [default: the context, at most 2048; 512 with --second-half]
+    #[arg(long, value_name = "N")]
+    pub(super) window: Option<usize>,
+
+    /// Tokens from the beginning of one window to the next; what an earlier window scored is then only context
+    /// [default: the window]
+    #[arg(long, value_name = "N", conflicts_with = "second_half")]
+    pub(super) stride: Option<usize>,
+
+    /// llama.cpp's windows: side by side, BOS first, the second half of each scored
+    #[arg(long)]
+    pub(super) second_half: bool,
+
+    /// Write what each arm says of each token, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub(super) per_token: Option<PathBuf>,
 
     /// Quantize the output head too
     #[arg(long)]

@@ -59,7 +59,7 @@ impl<'a> Arms<'a> {
     fn lay_out(&self, arms: Range<usize>, halvings: u32, budget: &Budget) -> Result<Vec<Range<usize>>> {
         let sources = &self.sources[arms.clone()];
         let given = Given { quantize_head: self.quantize_head, kv: self.memory.kv, halvings };
-        let mut plans = if self.memory.naive {
+        let mut plans = if self.memory.naive && self.needs.pairs == 0 {
             let alone = |source| MemoryPlan::choose(source, given, &self.needs, budget);
             let mut plans = Vec::new();
             for (index, source) in sources.chunks(1).enumerate() {
@@ -93,7 +93,8 @@ impl OpenArms for &Arms<'_> {
     fn part(&mut self, arms: Range<usize>, halvings: u32) -> Result<Vec<Range<usize>>> {
         match &self.budget {
             // The CPU pass shares nothing between arms: one at a time takes the least memory.
-            None => Ok(arms.map(|arm| arm..arm + 1).collect()),
+            None if self.needs.pairs == 0 => Ok(arms.map(|arm| arm..arm + 1).collect()),
+            None => Ok(vec![arms]),
             Some(budget) => self.lay_out(arms, halvings, budget),
         }
     }

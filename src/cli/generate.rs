@@ -71,7 +71,7 @@ fn usage(flag: &'static str, found: &str, expected: &str) -> Error {
 }
 
 /// `DIR` or `DIR@PRECISION`; a directory whose own name holds an `@` is taken as it stands.
-fn split(model: &Path) -> Result<(PathBuf, Precision)> {
+pub(super) fn split(model: &Path) -> Result<(PathBuf, Precision)> {
     let text = model.to_string_lossy();
     match text.rsplit_once('@') {
         Some((directory, precision)) if !model.is_dir() => {

@@ -7,6 +7,7 @@ mod args;
 mod arms;
 mod audit;
 mod codes;
+mod compare;
 mod demo;
 mod device;
 mod devices;
@@ -42,6 +43,7 @@ where
         args::Command::Demo(args) => demo::run(&args),
         args::Command::Generate(args) => generate::run(args),
         args::Command::Codes(args) => codes::run(args),
+        args::Command::Compare(args) => compare::run(args),
         args::Command::Devices(args) => devices::run(&args),
     };
     match result {

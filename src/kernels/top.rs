@@ -12,7 +12,8 @@ use super::{Case, FOLD_CHUNK, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 
-const WG: u32 = 64;
+/// Few, as one lane looks through them in every turn.
+const WG: u32 = 32;
 
 /// How many tokens are kept; the shader has the same number.
 pub const TOP: usize = 10;

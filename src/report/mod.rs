@@ -1,11 +1,13 @@
 //! The result and its forms: one schema, printed as a table or as JSON.
 
 pub mod codes;
+pub mod compare;
 mod memory;
 pub mod schema;
 mod table;
 
 pub use codes::codes_text;
+pub use compare::{Comparisons, compare_text};
 pub use memory::{counters_text, memory_text};
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};
