@@ -24,6 +24,7 @@ mod quant;
 mod reference;
 mod report;
 mod shaders;
+mod statistics;
 mod suite;
 mod support;
 mod tune;

@@ -1,5 +1,8 @@
 //! Pure functions over slices and strings. Nothing here knows a device or a file.
 
+pub mod bootstrap;
+pub mod correlation;
+pub mod hypothesis;
 pub mod membership;
 pub mod recovery;
 pub mod rouge;
