@@ -4,14 +4,24 @@
 //! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
 //! way still has a report.
 //!
+//! [`Statistics`] says how sure those numbers are, [`verdicts`] what they amount to.
+//!
 //! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
 
 mod codes;
 mod findings;
 mod plan;
 mod run;
+mod series;
+mod statistics;
+mod survival;
+mod verdict;
 
 pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
-pub use findings::{ArmResult, Findings, Metric, PrivLeak, Recovered, Reference};
+pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference};
 pub use plan::{Model, Plan, Request, Role};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
+pub use series::{Curve, Point, Series, SeriesRequest, Step};
+pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
+pub use survival::{Survival, measure_survival, rank_correlation};
+pub use verdict::{ALPHA, CONFIDENCE, Criteria, Outcome, Verdict, verdicts};

@@ -158,6 +158,8 @@ impl Audit {
             arms: Vec::new(),
             truncated: muse::Metric::ALL.into_iter().map(|metric| self.questions.truncated(metric)).sum(),
             stopped: None,
+            survival: Vec::new(),
+            codes_disk_bytes: 0,
             counters: Counters { disk_bytes, ..Counters::default() },
         }
     }
@@ -245,8 +247,7 @@ impl Audit {
 
     fn measure(&self, model: usize, precision: Precision, observations: &[Observation]) -> Result<ArmResult> {
         let values = self.questions.measure(&self.tokenizer, observations)?;
-        let mean = |answers: &Answers| Metric { value: answers.value(), n: answers.items.len() };
-        let texts = values.privleak.forget.len() + values.privleak.holdout.len();
+        let mean = |answers: &Answers| Metric::mean(answers.scores());
         Ok(ArmResult {
             model,
             precision,
@@ -254,7 +255,7 @@ impl Audit {
             verbmem_forget: mean(&values.verbmem_forget),
             knowmem_forget: mean(&values.knowmem_forget),
             knowmem_retain: mean(&values.knowmem_retain),
-            auc: Metric { value: values.privleak.auc(), n: texts },
+            auc: (&values.privleak).into(),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::audit::{Criteria, Outcome, SeriesRequest};
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 use crate::metrics::membership::Corpus;
@@ -15,7 +16,8 @@ Exit codes:
   1  the run failed
   2  wrong usage
   3  an input is missing, broken or not supported
-  4  no usable device, or the device failed";
+  4  no usable device, or the device failed
+  5  a verdict is one that --fail-on names";
 
 /// Does quantization bring back what a language model was made to unlearn?
 #[derive(Debug, Parser)]
@@ -33,7 +35,8 @@ Examples:
   undertext audit --target models/target --unlearned models/npo models/ga --data data/news
   undertext audit --target T --unlearned U --retrain R --data D --precision int8,int4-g32,nf4-b64
   undertext audit --target T --unlearned U --data D --corpus books --limit 20 --device cpu
-  undertext audit --target T --unlearned U --data D --json report.json
+  undertext audit --target T --unlearned U --data D --json report.json --fail-on resurrected
+  undertext audit --target T --data D --series size=models/k1@0.8,models/k2@1.7,models/k3@2.5
 
 A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
 Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and \
@@ -48,6 +51,7 @@ int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
 Examples:
   undertext demo
   undertext demo --limit 4
+  undertext demo --fail-on resurrected
   undertext demo --device cpu --json > demo.json")]
     Demo(DemoArgs),
 
@@ -148,8 +152,13 @@ pub(super) struct AuditArgs {
     pub(super) target: PathBuf,
 
     /// Checkpoints that were made to forget
-    #[arg(long, value_name = "DIR", num_args = 1.., required = true)]
+    #[arg(long, value_name = "DIR", num_args = 1.., required_unless_present = "series")]
     pub(super) unlearned: Vec<PathBuf>,
+
+    /// Unlearned checkpoints as steps of a series, such as how much was forgotten at once (MUSE's scalability) or how often
+    /// (sustainability): gives every metric against these values. May be repeated
+    #[arg(long, value_name = "NAME=DIR@VALUE,...")]
+    pub(super) series: Vec<SeriesRequest>,
 
     /// A checkpoint that never saw the forget set: PrivLeak's reference
     #[arg(long, value_name = "DIR")]
@@ -180,6 +189,9 @@ pub(super) struct AuditArgs {
     pub(super) corpus: Option<CorpusName>,
 
     #[command(flatten)]
+    pub(super) judge: JudgeArgs,
+
+    #[command(flatten)]
     pub(super) tune: TuneArgs,
 
     #[command(flatten)]
@@ -187,6 +199,75 @@ pub(super) struct AuditArgs {
 
     #[command(flatten)]
     pub(super) common: Common,
+}
+
+/// How figures are judged.
+#[derive(Clone, Debug, Args)]
+pub(super) struct JudgeArgs {
+    /// End with exit code 5 if a verdict is one of these (a complete audit only; its report is written all the same)
+    #[arg(long, value_name = "VERDICTS", value_delimiter = ',', value_enum)]
+    pub(super) fail_on: Vec<OutcomeName>,
+
+    /// A verdict is `resurrected` if the 95 % interval of the recovered share lies above this
+    #[arg(long, value_name = "SHARE", default_value_t = Criteria::default().resurrected_above)]
+    resurrected_above: f64,
+
+    /// A verdict is `held` if the 95 % interval of the recovered share lies below this
+    #[arg(long, value_name = "SHARE", default_value_t = Criteria::default().held_below)]
+    held_below: f64,
+
+    /// A verdict is `void` if the unlearned model's retain metric is below this share of the target's
+    #[arg(long, value_name = "SHARE", default_value_t = Criteria::default().collapsed_below)]
+    collapsed_below: f64,
+
+    /// A verdict is `void` if less than so many points (of 100) were there to forget and to bring back
+    #[arg(long, value_name = "POINTS", default_value_t = Criteria::default().least_gap)]
+    least_gap: f64,
+
+    /// Resamples behind every interval and test; Holm's correction over more than 500 figures needs more
+    #[arg(long, value_name = "N", default_value_t = Criteria::default().resamples)]
+    resamples: usize,
+
+    /// Seed of the resamples
+    #[arg(long, value_name = "N", default_value_t = Criteria::default().seed)]
+    seed: u64,
+
+    /// Do not read the checkpoints once more to say how much of each update survives
+    #[arg(long)]
+    pub(super) no_survival: bool,
+}
+
+impl JudgeArgs {
+    pub(super) fn criteria(&self) -> Criteria {
+        Criteria {
+            resamples: self.resamples,
+            seed: self.seed,
+            resurrected_above: self.resurrected_above,
+            held_below: self.held_below,
+            collapsed_below: self.collapsed_below,
+            least_gap: self.least_gap,
+        }
+    }
+}
+
+/// A verdict to fail on; whoever wants to fail on `held` has a reason that is not ours to guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OutcomeName {
+    Resurrected,
+    Held,
+    Inconclusive,
+    Void,
+}
+
+impl From<OutcomeName> for Outcome {
+    fn from(name: OutcomeName) -> Self {
+        match name {
+            OutcomeName::Resurrected => Self::Resurrected,
+            OutcomeName::Held => Self::Held,
+            OutcomeName::Inconclusive => Self::Inconclusive,
+            OutcomeName::Void => Self::Void,
+        }
+    }
 }
 
 /// A corpus of MUSE.
@@ -210,6 +291,9 @@ pub(super) struct DemoArgs {
     /// Use only the first N examples of each question set
     #[arg(long, value_name = "N")]
     pub(super) limit: Option<usize>,
+
+    #[command(flatten)]
+    pub(super) judge: JudgeArgs,
 
     #[command(flatten)]
     pub(super) tune: TuneArgs,

@@ -1,14 +1,17 @@
 //! `undertext audit`.
 
-use super::args::{AuditArgs, Common, MemoryArgs, TuneArgs};
+use super::args::{AuditArgs, Common, JudgeArgs, MemoryArgs, OutcomeName, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
 use super::output::{Output, notice, say};
 use super::progress::Progress;
-use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Watch};
+use crate::audit::{ArmInfo, Audit, Findings, Outcome, Plan, Request, Survival, Watch, measure_survival};
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::report::{Report, Style, counters_text, report_text};
+
+/// Weights that one step of the progress stands for.
+const STEP: u64 = 1 << 20;
 
 /// Runs the audit that the flags describe.
 pub(super) fn run(args: AuditArgs) -> Result<()> {
@@ -22,14 +25,17 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
         quantize_head: args.quantize_head,
         tokenizer: args.tokenizer,
         corpus: args.corpus.map(Into::into),
+        series: args.series,
+        criteria: args.judge.criteria(),
     })?;
-    execute(plan, &args.common, args.tune, &args.memory, &|_| {}, "")
+    execute(plan, &args.judge, &args.common, args.tune, &args.memory, &|_| {}, "")
 }
 
 /// Runs a plan and hands its report over; `relabel` may change what the report calls things, `title` stands above its
 /// tables.
 pub(super) fn execute(
     plan: Plan,
+    judge: &JudgeArgs,
     common: &Common,
     tune: TuneArgs,
     memory: &MemoryArgs,
@@ -47,8 +53,11 @@ pub(super) fn execute(
     record.save(&audit.nothing_yet())?;
     let mut watch = Watching { record: &record, progress: Progress::new("answers") };
     let options = Options { one_at_a_time: memory.naive, ..Options::default() };
-    let (findings, result) = audit.run(&mut &arms, options, &mut watch);
+    let (mut findings, result) = audit.run(&mut &arms, options, &mut watch);
     watch.progress.finish();
+    if result.is_ok() && !judge.no_survival {
+        (findings.survival, findings.codes_disk_bytes) = survival(audit.plan());
+    }
     if memory.explain {
         let report = record.report(&findings);
         say(&counters_text(&report.counters, &report.gpu_seconds));
@@ -56,10 +65,38 @@ pub(super) fn execute(
     if result.is_ok() || !findings.arms.is_empty() {
         let report = record.report(&findings);
         output.emit(&report, |style| text(&report, title, style))?;
-    } else {
-        record.save(&findings)?;
+        result?;
+        return fail_on(&judge.fail_on, &report);
     }
+    record.save(&findings)?;
     result
+}
+
+/// Compares the weights of every unlearned checkpoint with the target's, showing how far it is.
+fn survival(plan: &Plan) -> (Vec<Survival>, u64) {
+    let mut progress = Progress::new("million weights");
+    let mut current = String::new();
+    let found = measure_survival(plan, &mut |name, done, total| {
+        let [done, total] =
+            [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
+        if current != name {
+            name.clone_into(&mut current);
+            progress.part(&format!("weights of {name}"), 0, total);
+        }
+        progress.done(done);
+    });
+    progress.finish();
+    found
+}
+
+/// The error that the user asked for, if there is such a verdict.
+fn fail_on(asked: &[OutcomeName], report: &Report) -> Result<()> {
+    let asked: Vec<_> = asked.iter().map(|&name| Outcome::from(name).name()).collect();
+    let verdicts = report.verdicts.iter().filter(|verdict| asked.contains(&verdict.verdict.as_str()));
+    let verdicts: Vec<_> = verdicts
+        .map(|verdict| format!("{}@{} is {}", verdict.unlearned, verdict.precision, verdict.verdict))
+        .collect();
+    if verdicts.is_empty() { Ok(()) } else { Err(Error::Verdict { verdicts }) }
 }
 
 fn text(report: &Report, title: &str, style: Style) -> String {

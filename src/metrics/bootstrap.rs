@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn undefined_resamples_widen_and_then_take_the_interval() {
         let values = |undefined: usize| {
-            (0..1000).map(move |value| (value >= undefined).then_some(f64::from(u32::try_from(value).unwrap())))
+            (0..1000)
+                .map(move |value| (value >= undefined).then_some(f64::from(u32::try_from(value).unwrap())))
         };
         assert_eq!(percentile_interval(values(0), 0.95), Some([24.975, 974.025]));
         // The lower end is the same quantile of all 1000, the upper one moves up by as many.
