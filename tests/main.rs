@@ -28,3 +28,4 @@ mod statistics;
 mod suite;
 mod support;
 mod tune;
+mod verdict;

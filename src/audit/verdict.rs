@@ -24,6 +24,7 @@ use std::fmt::Write;
 use super::findings::{Findings, MEANS, Recovered};
 use super::statistics::{Estimate, Evidence, Interval, Statistics};
 use crate::error::{Error, Result};
+use crate::metrics::Measured;
 use crate::metrics::hypothesis::least_p;
 use crate::quant::Precision;
 
@@ -209,10 +210,12 @@ fn judge_metric(findings: &Findings, row: &Recovered, evidence: &Evidence) -> (O
     let open = |because: String| (Outcome::Inconclusive, because);
     let Evidence { gap: Some(gap), gap_same_precision: Some(gap_q), known: Some(known), .. } = evidence
     else {
-        return open(ratio.reason().unwrap_or("something it needs was not measured").to_owned());
+        let ratios = [&row.ratios.of_gap_to_target, ratio];
+        let reason = ratios.into_iter().find_map(Measured::reason);
+        return open(reason.unwrap_or("something it needs was not measured").to_owned());
     };
     if least_p(evidence.n) > ALPHA {
-        return open(format!("{} examples are too few for any test", evidence.n));
+        return open(format!("{} examples are too few", evidence.n));
     }
     let known_from = if findings.plan.retrain().is_some() { " more than the retrained model" } else { "" };
     for (estimate, what) in [

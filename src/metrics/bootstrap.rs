@@ -114,7 +114,8 @@ mod tests {
             (0..1000)
                 .map(move |value| (value >= undefined).then_some(f64::from(u32::try_from(value).unwrap())))
         };
-        assert_eq!(percentile_interval(values(0), 0.95), Some([24.975, 974.025]));
+        let [low, high] = percentile_interval(values(0), 0.95).unwrap();
+        assert!((low - 24.975).abs() < 1e-9 && (high - 974.025).abs() < 1e-9, "{low} {high}");
         // The lower end is the same quantile of all 1000, the upper one moves up by as many.
         let [low, high] = percentile_interval(values(10), 0.95).unwrap();
         assert!((low - 24.975).abs() < 1e-9 && (high - 984.025).abs() < 1e-9, "{low} {high}");
@@ -131,7 +132,7 @@ mod tests {
         assert_ne!(draws(1, 2, 10), draws(2, 2, 10));
         assert!(draws(1, 2, 100).iter().all(|&draw| draw < 7));
         // Written down once: reports of all platforms and versions must agree.
-        assert_eq!(draws(1, 2, 1), [0; 7]);
+        assert_eq!(draws(1, 2, 1), [3, 6, 6, 4, 1, 2, 0]);
         assert!(Resamples::new(1, 2, 0, 10).means(&[]).is_empty());
     }
 }
