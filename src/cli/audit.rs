@@ -129,7 +129,7 @@ impl Record<'_> {
     }
 
     fn save(&self, findings: &Findings) -> Result<()> {
-        self.output.save(&self.report(findings))
+        self.output.save(|| self.report(findings))
     }
 }
 

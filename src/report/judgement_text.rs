@@ -15,8 +15,8 @@ pub(super) fn write_judgement(text: &mut String, report: &Report, style: Style) 
     if !names.is_empty() {
         writeln!(
             text,
-            "\n[ ] 95 % interval   p back: the quantized model knows no more   p held: {} or more of the gap is back\n\
-             (both by paired permutation tests, Holm-corrected over all rows)",
+            "\n[ ] 95 % interval   p back: of such figures if nothing came back   p held: if {} or more of the gap came back\n\
+             (paired permutation tests, Holm-corrected over all rows)",
             percent(Some(report.statistics.held_below))
         )?;
     }
