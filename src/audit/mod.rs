@@ -16,6 +16,7 @@ mod series;
 mod statistics;
 mod survival;
 mod verdict;
+mod weighted;
 
 pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
 pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference};

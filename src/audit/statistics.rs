@@ -2,8 +2,9 @@
 
 use super::findings::{ArmResult, Field, Findings, MEANS, RECOVERED, Recovered, Reference};
 use super::plan::{Plan, Role};
-use super::verdict::{CONFIDENCE, Criteria};
-use crate::metrics::bootstrap::{Resamples, percentile_interval};
+use super::verdict::Criteria;
+use super::weighted::{Known, interval, plain, ratio, sum};
+use crate::metrics::bootstrap::Resamples;
 use crate::metrics::hypothesis::{Alternative, holm, sign_flip_test};
 use crate::metrics::membership::{priv_leak, resampled_aucs};
 use crate::quant::Precision;
@@ -279,51 +280,4 @@ impl<'a> Resampled<'a> {
         let Criteria { seed, resamples, .. } = self.criteria;
         sign_flip_test(&differences, alternative, seed, SIGNS_STREAM, resamples)
     }
-}
-
-/// One arm's mean.
-#[derive(Clone, Copy)]
-struct Known<'a> {
-    value: f64,
-    asked: usize,
-    scores: &'a [f64],
-    means: &'a [f64],
-}
-
-/// A weighted sum of means.
-fn sum(terms: &[(f64, Known<'_>)]) -> Estimate {
-    let resamples = terms.iter().map(|(_, arm)| arm.means.len()).min().unwrap_or(0);
-    let on = |resample: usize| weighted(terms, |arm| arm.means[resample]);
-    Estimate {
-        value: weighted(terms, |arm| arm.value),
-        ci95: interval((0..resamples).map(|resample| Some(on(resample)))),
-    }
-}
-
-/// A ratio of two weighted sums. Where the lower one is not positive nothing was lost that could be back: the ratio is then
-/// not defined, and not finite as a value.
-fn ratio(upper: &[(f64, Known<'_>)], lower: &[(f64, Known<'_>)]) -> Estimate {
-    let resamples = upper.iter().chain(lower).map(|(_, arm)| arm.means.len()).min().unwrap_or(0);
-    let divide = |upper: f64, lower: f64| (lower > 0.0).then(|| upper / lower);
-    let on = |resample: usize| {
-        let part = |terms| weighted(terms, |arm| arm.means[resample]);
-        divide(part(upper), part(lower))
-    };
-    let part = |terms| weighted(terms, |arm| arm.value);
-    Estimate {
-        value: divide(part(upper), part(lower)).unwrap_or(f64::NAN),
-        ci95: interval((0..resamples).map(on)),
-    }
-}
-
-fn weighted(terms: &[(f64, Known<'_>)], value: impl Fn(&Known<'_>) -> f64) -> f64 {
-    terms.iter().map(|(weight, arm)| weight * value(arm)).sum()
-}
-
-fn plain(values: &[f64]) -> Interval {
-    interval(values.iter().copied().map(Some))
-}
-
-fn interval(values: impl IntoIterator<Item = Option<f64>>) -> Interval {
-    percentile_interval(values, CONFIDENCE)
 }

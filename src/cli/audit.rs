@@ -1,11 +1,12 @@
 //! `undertext audit`.
 
-use super::args::{AuditArgs, Common, JudgeArgs, MemoryArgs, OutcomeName, TuneArgs};
+use super::args::{AuditArgs, Common, MemoryArgs, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
+use super::judge::JudgeArgs;
 use super::output::{Output, notice, say};
 use super::progress::Progress;
-use crate::audit::{ArmInfo, Audit, Findings, Outcome, Plan, Request, Survival, Watch, measure_survival};
+use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Survival, Watch, measure_survival};
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::report::{Report, Style, counters_text, report_text};
@@ -66,7 +67,7 @@ pub(super) fn execute(
         let report = record.report(&findings);
         output.emit(&report, |style| text(&report, title, style))?;
         result?;
-        return fail_on(&judge.fail_on, &report);
+        return judge.check(&report);
     }
     record.save(&findings)?;
     result
@@ -87,16 +88,6 @@ fn survival(plan: &Plan) -> (Vec<Survival>, u64) {
     });
     progress.finish();
     found
-}
-
-/// The error that the user asked for, if there is such a verdict.
-fn fail_on(asked: &[OutcomeName], report: &Report) -> Result<()> {
-    let asked: Vec<_> = asked.iter().map(|&name| Outcome::from(name).name()).collect();
-    let verdicts = report.verdicts.iter().filter(|verdict| asked.contains(&verdict.verdict.as_str()));
-    let verdicts: Vec<_> = verdicts
-        .map(|verdict| format!("{}@{} is {}", verdict.unlearned, verdict.precision, verdict.verdict))
-        .collect();
-    if verdicts.is_empty() { Ok(()) } else { Err(Error::Verdict { verdicts }) }
 }
 
 fn text(report: &Report, title: &str, style: Style) -> String {
