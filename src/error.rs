@@ -7,6 +7,7 @@
 //! | 2 | wrong usage (printed by clap) |
 //! | 3 | an input is missing, broken or not supported |
 //! | 4 | no usable device, or the device failed |
+//! | 5 | the audit is complete and a verdict is one that `--fail-on` names |
 
 use std::path::{Path, PathBuf};
 
@@ -257,6 +258,13 @@ pub enum Error {
         limit: usize,
     },
 
+    /// The audit found what `--fail-on` names. Not a failure of the program: its report is complete.
+    #[error("--fail-on: {}", verdicts.join(", "))]
+    Verdict {
+        /// Each such verdict, with what it is on.
+        verdicts: Vec<String>,
+    },
+
     /// A forward pass gave logits that are not finite.
     #[error("{model}: the logits of token {position} of task {task} are not finite")]
     LogitsNotFinite {
@@ -285,6 +293,7 @@ impl Error {
             | Self::TokenizersDiffer { .. }
             | Self::CheckpointsDiffer { .. } => 3,
             Self::Flag { .. } => 2,
+            Self::Verdict { .. } => 5,
             Self::NoDevice { .. }
             | Self::DeviceLimit { .. }
             | Self::CacheTooSmall { .. }

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use undertext::audit::{ArmInfo, Audit, Findings, Model, OpenArms, Plan, Reference, Request, Role, Watch};
+use undertext::audit::{
+    ArmInfo, Audit, Criteria, Findings, Model, OpenArms, Outcome, Plan, Reference, Request, Role, Statistics,
+    Watch, measure_survival, verdicts,
+};
 use undertext::engine::Options;
 use undertext::metrics::Measured;
 use undertext::metrics::membership::Corpus;
@@ -365,10 +368,10 @@ fn limit_takes_the_first_examples() {
     let (findings, result) = audit.run(&mut groups, Options::default(), &mut Quiet);
     result.unwrap();
     let knowmem = &findings.arms[0].knowmem_forget;
-    assert_eq!(knowmem.n, 6);
+    assert_eq!((knowmem.n(), knowmem.asked), (6, 6));
     // Five of the first six answers are w20.
     same(&knowmem.value, 100.0 * 5.0 / 6.0);
-    assert_eq!(findings.arms[0].auc.n, 4);
+    assert_eq!((findings.arms[0].auc.n(), findings.arms[0].auc.asked), (4, 4));
 }
 
 #[test]
@@ -385,4 +388,104 @@ fn plan_orders_models_and_precisions() {
     assert_eq!(plan.precisions, [Precision::Full, INT4]);
     assert_eq!(plan.notices.len(), 1, "{:?}", plan.notices);
     assert_eq!((plan.retrain(), plan.unlearned().collect::<Vec<_>>()), (Some(2), vec![1]));
+}
+
+#[test]
+fn few_examples_are_inconclusive_and_more_are_not() {
+    let family = Family::new(&["target", "npo", "retrain"]);
+    let request = Request { retrain: Some(family.path("retrain")), ..request(&family) };
+    let judged = |limit| {
+        let findings = run_limited(Request { limit, ..request.clone() });
+        let statistics = Statistics::of(&findings);
+        verdicts(&findings, &statistics).into_iter().map(|v| (v.outcome, v.because)).collect::<Vec<_>>()
+    };
+    for (outcome, because) in judged(Some(3)) {
+        assert_eq!(outcome, Outcome::Inconclusive);
+        assert!(because.contains("3 examples are too few"), "{because}");
+    }
+    // Of ten continuations the target recites five and the quantized unlearned model none; of its questions the target at
+    // int4 answers three, all three the quantized model: too few to be sure.
+    let all = judged(None);
+    assert_eq!(all[1].0, Outcome::Inconclusive, "{all:?}");
+}
+
+fn run_limited(request: Request) -> Findings {
+    let audit = Audit::open(Plan::new(request).unwrap()).unwrap();
+    struct Quiet;
+    impl Watch for Quiet {
+        fn arms(&mut self, _: &[ArmInfo<'_>], _: usize, _: usize, _: usize) {}
+        fn answered(&mut self, _: usize) {}
+        fn smaller(&mut self, _: &Error) {}
+        fn measured(&mut self, _: &Findings) -> Result<()> {
+            Ok(())
+        }
+    }
+    let mut groups = Groups { sources: audit.sources(), size: 6, open: &open, halvings: Vec::new() };
+    let (findings, result) = audit.run(&mut groups, Options::default(), &mut Quiet);
+    result.unwrap();
+    findings
+}
+
+#[test]
+fn statistics_depend_on_the_seed_alone() {
+    let family = Family::new(&["target", "npo"]);
+    let of = |seed| {
+        let criteria = Criteria { seed, resamples: 100, ..Criteria::default() };
+        let statistics = Statistics::of(&run(Request { criteria, ..request(&family) }));
+        (statistics.arms, statistics.recovery, statistics.controls)
+    };
+    assert_eq!(of(1), of(1));
+    assert_ne!(of(1).0, of(2).0);
+}
+
+#[test]
+fn survival_reads_the_checkpoints_apart_from_the_audit() {
+    let family = Family::new(&["target", "npo"]);
+    let plan = Plan::new(request(&family)).unwrap();
+    let mut told = Vec::new();
+    let (survival, bytes) =
+        measure_survival(&plan, &mut |name, done, total| told.push((name.to_owned(), done, total)));
+    let found: Vec<_> = survival.iter().map(|found| (found.unlearned, found.precision)).collect();
+    assert_eq!(found, [(1, INT8), (1, INT4)]);
+    assert!(survival.iter().all(|found| found.value.value().is_some()), "{survival:?}");
+    let file = |name: &str| std::fs::metadata(family.path(name).join("model.safetensors")).unwrap().len();
+    assert_eq!(bytes, file("target") + file("npo"), "each is read once");
+    assert!(told.last().is_some_and(|(name, done, total)| name == "npo" && done == total));
+
+    // What cannot be compared has a reason, and the audit goes on.
+    family.change("npo/config.json", &serde_json::json!({"num_hidden_layers": 2}));
+    let (survival, _) = measure_survival(&plan, &mut |_, _, _| {});
+    assert!(survival[0].value.reason().is_some(), "{survival:?}");
+}
+
+#[test]
+fn steps_of_a_series_are_unlearned_models() {
+    let family = Family::new(&["target", "npo"]);
+    let path = |name: &str| family.path(name).display().to_string();
+    let series = format!("size={}@2,{}@1", path("npo"), path("ga"));
+    let plan = Plan::new(Request { series: vec![series.parse().unwrap()], ..request(&family) }).unwrap();
+    let names: Vec<_> = plan.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["target", "npo", "ga"]);
+    let steps: Vec<_> = plan.series[0].steps.iter().map(|step| (step.value, step.model)).collect();
+    assert_eq!(steps, [(1.0, 2), (2.0, 1)]);
+    // A series alone is enough.
+    let plan =
+        Plan::new(Request { unlearned: vec![], series: vec![series.parse().unwrap()], ..request(&family) });
+    assert_eq!(plan.unwrap().unlearned().count(), 2);
+}
+
+#[test]
+fn criteria_that_make_no_sense_are_refused() {
+    let family = Family::new(&["target", "npo"]);
+    let good = Criteria::default();
+    for criteria in [
+        Criteria { resamples: 10, ..good },
+        Criteria { held_below: 0.3, ..good },
+        Criteria { resurrected_above: 1.5, ..good },
+        Criteria { collapsed_below: f64::NAN, ..good },
+        Criteria { least_gap: -1.0, ..good },
+    ] {
+        let error = Plan::new(Request { criteria, ..request(&family) }).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{criteria:?}");
+    }
 }

@@ -70,6 +70,11 @@ fn wrong_usage_is_code_2_with_nothing_on_stdout() {
         ("generate $/target@int9 --prompt x --device cpu", "int9"),
         (&format!("{AUDIT} --precision fp17"), "fp17"),
         (&format!("{AUDIT} --limit 0"), "--limit"),
+        (&format!("{AUDIT} --resamples 7"), "--resamples"),
+        (&format!("{AUDIT} --held-below 0.5"), "--held-below"),
+        (&format!("{AUDIT} --fail-on forgotten"), "forgotten"),
+        (&format!("{AUDIT} --series size"), "--series"),
+        (&format!("{AUDIT} --series size=$/npo@1"), "two steps"),
         (&format!("{AUDIT} --no-tune --retune"), "--retune"),
         (&format!("{AUDIT} --corpus poems"), "poems"),
         ("audit --target $/target --unlearned $/npo $/npo --data $/data", "--unlearned"),
@@ -155,15 +160,58 @@ fn audit_prints_tables_or_json() {
     let line = format!("{AUDIT} --limit 2 --precision int8 --json report.json");
     let output = undertext(&family, &line);
     let text = good(&output);
-    for part in ["KnowMem ↓", "int8", "fp16", "What quantization brings back in npo", "\nga: "] {
+    for part in
+        ["KnowMem ↓", "int8", "fp16", "What quantization brings back in npo", "Controls: ", "Verdicts: "]
+    {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(!text.contains('\u{1b}'), "no escape codes in a pipe");
     assert!(stderr(&output).contains("note: fp16 is added"), "{}", stderr(&output));
-    assert!(stderr(&output).contains("[1/6] target fp16"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("[1-6/6] target fp16"), "{}", stderr(&output));
     let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
     assert_eq!(saved["arms"].as_array().unwrap().len(), 6);
     assert_eq!(saved["complete"], true);
+}
+
+#[test]
+fn verdicts_can_be_made_to_fail() {
+    let family = family();
+    let line = format!("{AUDIT} --limit 3 --precision int8 --json report.json --fail-on");
+    let output = undertext(&family, &format!("{line} resurrected,void"));
+    good(&output);
+    let output = undertext(&family, &format!("{line} resurrected,inconclusive"));
+    one_line(&output, 5, &["--fail-on", "npo@int8 is inconclusive", "ga@int8 is inconclusive"]);
+    assert!(stdout(&output).contains("INCONCLUSIVE"), "the report is there all the same");
+    let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&saved["complete"], &saved["verdicts"][0]["verdict"]),
+        (&json!(true), &json!("inconclusive"))
+    );
+}
+
+#[test]
+fn audit_has_survival_and_series() {
+    let family = family();
+    let line = "audit --target $/target --data $/data --device cpu --limit 2 --precision int8,int4";
+    let value = json_of(&undertext(&family, &format!("{line} --series size=$/npo@1,$/ga@2.5 --json")));
+    let survival = value["survival"].as_array().unwrap();
+    assert_eq!(survival.len(), 4);
+    assert!(survival.iter().all(|row| row["value"].is_number()), "{survival:?}");
+    assert_eq!(value["recovery"][0]["survival"], survival[0]["value"]);
+    let file = |name: &str| std::fs::metadata(family.path(name).join("model.safetensors")).unwrap().len();
+    assert_eq!(value["counters"]["codes_disk_bytes"], 2 * file("target") + file("npo") + file("ga"));
+    let series = &value["series"][0];
+    assert_eq!(
+        (&series["name"], &series["steps"][1]),
+        (&json!("size"), &json!({"value": 2.5, "unlearned": "ga"}))
+    );
+    let curves = series["curves"].as_array().unwrap();
+    assert_eq!(curves.len(), 4 * 3);
+    assert_eq!(curves[0]["points"][0]["value"], value["arms"][3]["metrics"]["verbmem_forget"]["value"]);
+
+    let output = undertext(&family, &format!("{line} --series size=$/npo@1,$/ga@2.5 --no-survival"));
+    assert!(good(&output).contains("Against size\n"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains("Rank correlation"));
 }
 
 #[test]
@@ -213,7 +261,9 @@ fn device_memory_is_limited_and_explained() {
     let peak = memory["peak_bytes"].as_u64().unwrap();
     assert!(saved["counters"]["peak_device_bytes"].as_u64().unwrap() <= peak && peak <= 24 << 20);
     // One at a time, as a plain script would, comes to the same.
-    assert_eq!(good(&undertext(&family, &format!("{audit} --naive"))), good(&plain));
+    let alone = undertext(&family, &format!("{audit} --naive"));
+    assert_eq!(good(&alone), good(&undertext(&family, &format!("{audit} --no-divergence"))));
+    assert!(good(&plain).contains("KL(unlearned || target)") && !good(&alone).contains("KL("));
 
     one_line(&undertext(&family, &format!("{audit} --vram 1MiB")), 4, &["1048576 (--vram)", "are needed"]);
     one_line_usage(&undertext(&family, &format!("{audit} --vram plenty")), "plenty");

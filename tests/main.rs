@@ -25,6 +25,8 @@ mod quant;
 mod reference;
 mod report;
 mod shaders;
+mod statistics;
 mod suite;
 mod support;
 mod tune;
+mod verdict;

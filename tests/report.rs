@@ -1,18 +1,79 @@
 //! The report: names that stay, numbers or reasons, text for people.
 
 use serde_json::{Value, json};
-use undertext::audit::{ArmResult, Findings, Metric, Plan, Request};
+use undertext::audit::{
+    AnswerApart, AnswerSet, Apart, ArmResult, Auc, Findings, Metric, Plan, Request, Survival,
+};
 use undertext::gpu::DeviceInfo;
 use undertext::metrics::Measured;
 use undertext::model::Counters;
 use undertext::quant::{Precision, Scheme};
 use undertext::report::{Report, Style, report_text};
+use undertext::suite::muse::Truth;
 
 const INT8: Precision = Precision::Quantized(Scheme::Int8);
 const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 128 });
 
 /// KnowMem on the forget set at full precision, int8 and int4: target, npo, sure, retrain.
 const KNOWMEM: [[f64; 3]; 4] = [[100.0, 98.0, 90.0], [20.0, 20.0, 84.0], [16.0, 15.0, 18.0], [8.0, 8.0, 8.0]];
+
+/// npo's distance from the target is 2 nats a token at full precision and 0.5 at int4, on two answers of 10 and 30 tokens.
+fn apart() -> Vec<Apart> {
+    let (target, npo) = (0, 1);
+    let of = |set, reference, arm, kl: f64, same: usize| Apart {
+        set,
+        reference,
+        arm,
+        answers: [10, 30]
+            .map(|positions| AnswerApart {
+                positions,
+                kl: 0.1 * positions as f64,
+                reverse_kl: kl * positions as f64,
+                same_top: same * positions / 10,
+            })
+            .into(),
+    };
+    AnswerSet::ALL
+        .into_iter()
+        .flat_map(|set| {
+            [
+                of(set, (target, Precision::Full), (npo, Precision::Full), 2.0, 4),
+                of(set, (target, INT4), (npo, INT4), 0.5, 9),
+                of(set, (npo, Precision::Full), (npo, INT4), 7.0, 5),
+                of(set, (target, Precision::Full), (target, INT4), 7.0, 5),
+            ]
+        })
+        .collect()
+}
+
+#[test]
+fn the_four_way_picture_says_by_how_much_arms_come_together() {
+    let report = serde_json::to_value(Report::new(&findings(), &DeviceInfo::cpu())).unwrap();
+    let rows = report["divergence"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "int8 was not compared, nor sure: {rows:?}");
+    let row = &rows[0];
+    assert_eq!([&row["set"], &row["unlearned"], &row["precision"]], ["forget", "npo", "int4-g128"]);
+    let near = |name: &str, want: f64| {
+        let value = row[name]["value"].as_f64().unwrap();
+        assert!((value - want).abs() < 1e-12, "{name}: {value}");
+        let [low, high] = [0, 1].map(|end| row[name]["ci95"][end].as_f64().unwrap());
+        assert!(low <= value + 1e-12 && value <= high + 1e-12, "{name}: {low} {high}");
+    };
+    near("to_target_full", 2.0);
+    near("to_target", 0.5);
+    near("closer", 0.75);
+    near("to_own_full", 0.1);
+    near("target_to_own_full", 0.1);
+    near("same_top", 0.9);
+    near("same_top_full", 0.4);
+    assert_eq!([&row["n"], &row["positions"]], [2, 40]);
+    let truth = &report["arms"][0]["metrics"]["verbmem_forget"]["truth"];
+    assert_eq!([&truth["probability"]["value"], &truth["exact_memorization"]["value"]], [25.0, 75.0]);
+    assert!(
+        truth["extraction_strength"]["value"].is_null() && truth["extraction_strength"]["reason"].is_string()
+    );
+    assert_eq!([&truth["extraction_strength"]["n"], &truth["extraction_strength"]["n_asked"]], [0, 2]);
+}
 
 fn findings() -> Findings {
     let plan = Plan::new(Request {
@@ -24,7 +85,16 @@ fn findings() -> Findings {
         ..Request::default()
     })
     .unwrap();
-    let metric = |value, n| Metric { value: Measured::Value(value), n };
+    // Examples that all score the same.
+    let metric =
+        |value: f64, n| Metric { value: Measured::Value(value), asked: n, scores: vec![value / 100.0; n] };
+    // One of four pairs of the target's kind has the holdout text likelier, two of the retrained model's.
+    let auc = |model| Auc {
+        value: Measured::Value(if model == 3 { 0.5 } else { 0.25 }),
+        asked: 4,
+        forget: vec![1.0, if model == 3 { 4.0 } else { 2.0 }],
+        holdout: vec![1.5, 3.0],
+    };
     let arm = |model: usize, place: usize| {
         let precision = [Precision::Full, INT8, INT4][place];
         ArmResult {
@@ -34,13 +104,30 @@ fn findings() -> Findings {
             verbmem_forget: metric(50.0, 3),
             knowmem_forget: metric(KNOWMEM[model][place], 4),
             knowmem_retain: metric(75.25, 5),
-            auc: metric(if model == 3 { 0.5 } else { 0.25 }, 12),
+            auc: auc(model),
+            truths: [0.25, 0.5, 1.0].map(|probability| {
+                let truth = Truth {
+                    probability: Measured::Value(probability),
+                    exact_memorization: Measured::Value(0.75),
+                    extraction_strength: Measured::Missing("none".to_owned()),
+                };
+                [truth.clone(), truth].as_slice().into()
+            }),
         }
     };
     let arms = (0..4).flat_map(|model| (0..3).map(move |place| (model, place)));
     let arms = arms.map(|(model, place)| arm(model, place)).collect();
     let counters = Counters { tokens_scored: 120, peak_device_bytes: 100, ..Counters::default() };
-    Findings { plan, arms, truncated: 0, stopped: None, counters }
+    let survival = [1, 2].into_iter().flat_map(|unlearned| {
+        [(INT8, 1.0), (INT4, if unlearned == 1 { 0.1 } else { 0.9 })].map(|(precision, value)| Survival {
+            unlearned,
+            precision,
+            value: Measured::Value(value),
+        })
+    });
+    let survival = survival.collect();
+    let apart = apart();
+    Findings { plan, arms, truncated: 0, apart, stopped: None, survival, codes_disk_bytes: 77, counters }
 }
 
 fn report(findings: &Findings) -> Report {
@@ -72,26 +159,89 @@ fn json_has_the_stable_names() {
         assert_eq!(arm[name], want);
     }
     assert_eq!(at(&value, "/arms/3/scheme"), "bf16");
-    assert_eq!(arm["metrics"]["verbmem_forget"], json!({"value": 50.0, "n": 3}));
-    assert_eq!(arm["metrics"]["knowmem_forget"], json!({"value": 84.0, "n": 4}));
-    assert_eq!(arm["metrics"]["knowmem_retain"], json!({"value": 75.25, "n": 5}));
-    let leak = json!({"value": -50.0, "auc": 0.25, "reference_auc": 0.5, "reference": "retrain", "n": 12});
-    assert_eq!(arm["metrics"]["privleak"], leak);
+    for (metric, value, n) in
+        [("verbmem_forget", 50.0, 3), ("knowmem_forget", 84.0, 4), ("knowmem_retain", 75.25, 5)]
+    {
+        let found = &arm["metrics"][metric];
+        assert_eq!((&found["value"], &found["n"], &found["n_asked"]), (&json!(value), &json!(n), &json!(n)));
+        for end in found["ci95"].as_array().unwrap() {
+            assert!((end.as_f64().unwrap() - value).abs() < 1e-9, "{found}");
+        }
+    }
+    let leak = &arm["metrics"]["privleak"];
+    for (name, want) in [
+        ("value", json!(-50.0)),
+        ("auc", json!(0.25)),
+        ("reference_auc", json!(0.5)),
+        ("reference", json!("retrain")),
+    ] {
+        assert_eq!(leak[name], want, "{name}");
+    }
+    assert_eq!((&leak["n"], &leak["n_asked"]), (&json!(4), &json!(4)));
+    // With two texts a set the retrained model's AUC is 0 on some resamples: no interval.
+    assert!(leak.get("ci95").is_none(), "{leak}");
 
     let recovery = at(&value, "/recovery").as_array().unwrap();
     assert_eq!(recovery.len(), 2 * 2 * 2);
-    assert_eq!(
-        recovery[3],
-        json!({
-            "unlearned": "npo", "precision": "int4-g128", "metric": "knowmem_forget",
-            "of_gap_to_target": 0.8, "of_gap_to_target_same_precision": 64.0 / 70.0,
-            "share_of_target_same_precision": 84.0 / 90.0,
-        })
-    );
+    let row = &recovery[3];
+    for (name, want) in [
+        ("unlearned", json!("npo")),
+        ("precision", json!("int4-g128")),
+        ("metric", json!("knowmem_forget")),
+        ("of_gap_to_target", json!(0.8)),
+        ("of_gap_to_target_same_precision", json!(64.0 / 70.0)),
+        ("share_of_target_same_precision", json!(84.0 / 90.0)),
+        ("n", json!(4)),
+        ("n_asked", json!(4)),
+        ("survival", json!(0.1)),
+        // All four examples rose: one of the sixteen ways to choose the signs. Holm over eight rows.
+        ("p_recovered", json!(1.0 / 16.0)),
+        ("p_recovered_holm", json!(0.5)),
+        ("p_held", json!(1.0)),
+        ("p_held_holm", json!(1.0)),
+    ] {
+        assert_eq!(row[name], want, "{name}");
+    }
+    for (name, want) in [
+        ("of_gap_to_target_ci95", 0.8),
+        ("of_gap_to_target_same_precision_ci95", 64.0 / 70.0),
+        ("share_of_target_same_precision_ci95", 84.0 / 90.0),
+    ] {
+        let ends = row[name].as_array().unwrap();
+        assert!(
+            ends.len() == 2 && ends.iter().all(|end| (end.as_f64().unwrap() - want).abs() < 1e-9),
+            "{name}"
+        );
+    }
+    assert!(row["beyond_retrain"]["value"].is_number());
     // VerbMem: the target does not score above the unlearned model.
     assert_eq!(recovery[2]["of_gap_to_target"], Value::Null);
     let reason = recovery[2]["reason"].as_str().unwrap();
     assert!(reason.contains("of_gap_to_target: ") && !reason.contains("share_of"), "{reason}");
+
+    let names: Vec<_> =
+        at(&value, "/verdicts").as_array().unwrap().iter().map(|v| v["unlearned"].clone()).collect();
+    assert_eq!(names, ["npo", "npo", "sure", "sure"]);
+    let verdict = at(&value, "/verdicts/1");
+    assert_eq!((&verdict["precision"], &verdict["verdict"]), (&json!("int4-g128"), &json!("inconclusive")));
+    assert!(verdict["because"].as_str().unwrap().contains("4 examples are too few"), "{verdict}");
+    let control = at(&value, "/controls/4");
+    assert_eq!((&control["name"], &control["precision"]), (&json!("target"), &json!("int4-g128")));
+    assert_eq!((&control["metric"], &control["change"]), (&json!("knowmem_forget"), &json!(-10.0)));
+    assert_eq!(at(&value, "/controls").as_array().unwrap().len(), 2 * 2 * 3);
+    assert_eq!(
+        at(&value, "/survival/1"),
+        &json!({"unlearned": "npo", "precision": "int4-g128", "value": 0.1})
+    );
+    let ranks = at(&value, "/survival_rank_correlation/1");
+    assert_eq!((&ranks["metric"], &ranks["n"]), (&json!("knowmem_forget"), &json!(4)));
+    assert!(ranks["spearman"].as_f64().unwrap() < 0.0, "{ranks}");
+    let judged = at(&value, "/statistics");
+    assert_eq!(
+        (&judged["resamples"], &judged["seed"], &judged["alpha"]),
+        (&json!(9999), &json!(0), &json!(0.05))
+    );
+    assert_eq!(at(&value, "/counters/codes_disk_bytes"), 77);
 
     // Of the CPU pass there are none.
     assert!(value.get("gpu_seconds").is_none() && value["gpu_timed_dispatches"] == 0);
@@ -125,9 +275,9 @@ fn missing_values_are_null_with_a_reason() {
     assert_eq!(at(&value, "/arms/0/metrics/knowmem_forget/reason"), "there are no examples");
     assert_eq!(at(&value, "/recovery/3/of_gap_to_target"), &Value::Null);
     assert!(at(&value, "/recovery/3/reason").as_str().unwrap().contains("there are no examples"));
-    // The text has a dash there, and still a sentence.
+    // The text has a dash there, and still a verdict.
     let text = report_text(&report(&findings), Style::Plain);
-    assert!(text.contains("npo: int8 has no figure (there are no examples)"), "{text}");
+    assert!(text.contains("KnowMem: there are no examples"), "{text}");
 }
 
 #[test]
@@ -140,16 +290,18 @@ fn text_says_what_came_back() {
             .find(|words| words.iter().zip(start).filter(|(a, b)| a == b).count() == start.len())
     };
     let npo = row(&["npo", "unlearned", "int4-g128"]).unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(npo[3..], ["50.0", "84.0", "75.3", "-50.0"]);
+    assert_eq!(npo[3..].join(" "), "50.0 ± 0.0 84.0 ± 0.0 75.3 ± 0.0 -50.0");
     let retrain = row(&["retrain", "retrain", "fp16", "(bf16)"]).unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(retrain[4..], ["50.0", "8.0", "75.3", "+0.0"]);
+    assert_eq!(retrain[4..13].join(" "), "50.0 ± 0.0 8.0 ± 0.0 75.3 ± 0.0");
     let ratios = row(&["int4-g128", "KnowMem"]).unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(ratios[2..], ["80", "%", "91", "%", "93", "%"]);
-    let sentence = "npo: int4-g128 brings back 80 % of the forgotten knowledge (KnowMem, gap to the target at full \
-                    precision); int8 brings back 0 %.";
-    assert!(text.contains(sentence), "{text}");
-    assert!(text.contains("sure: int4-g128 brings back 2 % of"), "{text}");
-    assert!(text.contains("int8 brings back -1 %."), "{text}");
+    assert_eq!(ratios[2..].join(" "), "80 % [80, 80] 91 % [91, 91] 93 % [93, 93] 0.500 1.000 0.10");
+    let control = row(&["target", "int4-g128"]).unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(control[2..].join(" "), "+0.0 ± 0.0 -10.0 ± 0.0 +0.0 ± 0.0");
+    let verdict = row(&["npo", "int4-g128", "INCONCLUSIVE"]).unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(verdict[3..].join(" "), "VerbMem: 3 examples are too few; KnowMem: 4 examples are too few");
+    assert!(text.contains("Rank correlation of an update's survival with what came back: "), "{text}");
+    let widest = text.lines().map(|line| line.chars().count()).max();
+    assert!(widest <= Some(120), "{widest:?}: {text}");
     for direction in ["VerbMem ↓", "KnowMem ↓", "KnowMem retain ↑", "PrivLeak →0 (to retrain)"] {
         assert!(text.contains(direction), "{direction} in {text}");
     }

@@ -1,19 +1,72 @@
 //! What was measured, and what follows from it.
 
+use super::divergence::Apart;
 use super::plan::{Model, Plan, Role};
-use crate::metrics::Measured;
+use super::survival::Survival;
 use crate::metrics::membership::priv_leak;
 use crate::metrics::recovery::{Arms, Recovery};
+use crate::metrics::{Measured, mean_percent};
 use crate::model::Counters;
 use crate::quant::{Precision, Scheme};
+use crate::suite::muse::{Membership, Truth};
 
-/// A number, and how many examples it is made of.
+/// A mean, with the scores it is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
-    /// MUSE's scale, x100; an AUC is in 0..=1.
+    /// MUSE's scale, x100.
     pub value: Measured,
-    /// Examples it was measured on.
-    pub n: usize,
+    /// Examples that were asked.
+    pub asked: usize,
+    /// Of the examples that could be scored, in the order of the file; 0..=1 each. Arms that answered the same questions
+    /// have them in the same order.
+    pub scores: Vec<f64>,
+}
+
+impl Metric {
+    /// The mean of the scores of all examples that were asked.
+    #[must_use]
+    pub fn mean(scores: Vec<f64>) -> Self {
+        Self { value: mean_percent(&scores), asked: scores.len(), scores }
+    }
+
+    /// Examples that it is made of.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.scores.len()
+    }
+}
+
+/// An AUC, with the values it is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Auc {
+    /// P(holdout looks more like a member than forget), 0..=1.
+    pub value: Measured,
+    /// Texts that were asked, forget and holdout together.
+    pub asked: usize,
+    /// Min-40 % of the forget texts that have one.
+    pub forget: Vec<f64>,
+    /// The same of the holdout texts.
+    pub holdout: Vec<f64>,
+}
+
+impl Auc {
+    /// Texts that it is made of, forget and holdout together.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.forget.len() + self.holdout.len()
+    }
+}
+
+impl From<&Membership> for Auc {
+    fn from(membership: &Membership) -> Self {
+        let known = |scores: &[Measured]| scores.iter().filter_map(Measured::value).collect();
+        Self {
+            value: membership.auc(),
+            asked: membership.forget.len() + membership.holdout.len(),
+            forget: known(&membership.forget),
+            holdout: known(&membership.holdout),
+        }
+    }
 }
 
 /// What one arm answered, scored.
@@ -32,7 +85,42 @@ pub struct ArmResult {
     /// Knowledge of the retain set.
     pub knowmem_retain: Metric,
     /// AUC of Min-40 %, forget against holdout.
-    pub auc: Metric,
+    pub auc: Auc,
+    /// How well the true answers are known: VerbMem's forget set, KnowMem's forget and retain set.
+    pub truths: [Truths; 3],
+}
+
+/// How well an arm knows the true answers of a set, led along them token by token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Truths {
+    /// Geometric mean of an answer's token probabilities, x100.
+    pub probability: Metric,
+    /// Share of an answer's tokens that are the likeliest ones at their places, x100.
+    pub exact_memorization: Metric,
+    /// Share of an answer from which on all tokens are the likeliest ones, x100.
+    pub extraction_strength: Metric,
+}
+
+impl Truths {
+    /// The three metrics.
+    #[must_use]
+    pub fn metrics(&self) -> [&Metric; 3] {
+        [&self.probability, &self.exact_memorization, &self.extraction_strength]
+    }
+}
+
+impl From<&[Truth]> for Truths {
+    fn from(truths: &[Truth]) -> Self {
+        let metric = |field: fn(&Truth) -> &Measured| {
+            let scores = truths.iter().filter_map(|truth| field(truth).value());
+            Metric { asked: truths.len(), ..Metric::mean(scores.collect()) }
+        };
+        Self {
+            probability: metric(|truth| &truth.probability),
+            exact_memorization: metric(|truth| &truth.exact_memorization),
+            extraction_strength: metric(|truth| &truth.extraction_strength),
+        }
+    }
 }
 
 /// What PrivLeak compares an arm's AUC with.
@@ -82,10 +170,16 @@ pub struct Recovered {
     pub ratios: Recovery,
 }
 
-/// Name of the metrics that recovery is measured on, with where they are in an arm.
-type Field = fn(&ArmResult) -> &Metric;
-const RECOVERED: [(&str, Field); 2] =
+/// Where a mean is in an arm.
+pub(super) type Field = fn(&ArmResult) -> &Metric;
+
+/// Names of the metrics that recovery is measured on.
+pub(super) const RECOVERED: [(&str, Field); 2] =
     [("verbmem_forget", |arm| &arm.verbmem_forget), ("knowmem_forget", |arm| &arm.knowmem_forget)];
+
+/// Names of all means.
+pub(super) const MEANS: [(&str, Field); 3] =
+    [RECOVERED[0], RECOVERED[1], ("knowmem_retain", |arm| &arm.knowmem_retain)];
 
 /// What was measured so far.
 #[derive(Clone, Debug)]
@@ -96,8 +190,14 @@ pub struct Findings {
     pub arms: Vec<ArmResult>,
     /// Prompts that had to be cut to the context, in each arm.
     pub truncated: usize,
+    /// What sets pairs of arms apart on the true answers, if they were held against each other.
+    pub apart: Vec<Apart>,
     /// Why the run ended before all arms were measured.
     pub stopped: Option<String>,
+    /// How much of each update each precision keeps, if that was looked at.
+    pub survival: Vec<Survival>,
+    /// Bytes that looking at it read from the checkpoints; not part of the counters.
+    pub codes_disk_bytes: u64,
     /// What it cost, with opening the checkpoints.
     pub counters: Counters,
 }
@@ -113,6 +213,13 @@ impl Findings {
     #[must_use]
     pub fn arm(&self, model: usize, precision: Precision) -> Option<&ArmResult> {
         self.arms.iter().find(|arm| arm.model == model && arm.precision == precision)
+    }
+
+    /// The measured unlearned arms below full precision.
+    pub(super) fn quantized_unlearned(&self) -> impl Iterator<Item = &ArmResult> {
+        let quantized =
+            |arm: &&ArmResult| self.model(arm).role == Role::Unlearned && arm.precision != Precision::Full;
+        self.arms.iter().filter(quantized)
     }
 
     /// Whether every arm of the plan was measured.
@@ -153,9 +260,7 @@ impl Findings {
     /// Recovery of every measured unlearned arm below full precision, by model, then precision, then metric.
     #[must_use]
     pub fn recovery(&self) -> Vec<Recovered> {
-        let quantized =
-            |arm: &&ArmResult| self.model(arm).role == Role::Unlearned && arm.precision != Precision::Full;
-        let arms = self.arms.iter().filter(quantized);
+        let arms = self.quantized_unlearned();
         arms.flat_map(|arm| RECOVERED.map(|(metric, field)| self.recovered(arm, metric, field))).collect()
     }
 

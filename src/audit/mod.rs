@@ -6,16 +6,29 @@
 //!
 //! [`Comparison`] holds arms' logits against a reference's, token by token.
 //!
+//! [`Statistics`] says how sure those numbers are, [`verdicts`] what they amount to.
+//!
 //! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
 
 mod codes;
 mod comparison;
+mod divergence;
 mod findings;
 mod plan;
 mod run;
+mod series;
+mod statistics;
+mod survival;
+mod verdict;
+mod weighted;
 
 pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
 pub use comparison::{ArmToken, Compared, Comparison, ComparisonPlan, Passages, Set, SetFound, position};
-pub use findings::{ArmResult, Findings, Metric, PrivLeak, Recovered, Reference};
+pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
+pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference, Truths};
 pub use plan::{Model, Plan, Request, Role};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
+pub use series::{Curve, Point, Series, SeriesRequest, Step};
+pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
+pub use survival::{Survival, measure_survival, rank_correlation};
+pub use verdict::{ALPHA, CONFIDENCE, Criteria, Outcome, Verdict, verdicts};

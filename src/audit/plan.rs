@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::series::{Series, SeriesRequest, resolve};
+use super::verdict::Criteria;
 use crate::error::{Error, Result};
 use crate::metrics::membership::Corpus;
 use crate::quant::Precision;
@@ -69,6 +71,10 @@ pub struct Request {
     pub tokenizer: Option<PathBuf>,
     /// The corpus whose published AUC is PrivLeak's reference.
     pub corpus: Option<Corpus>,
+    /// Unlearned checkpoints that are steps of a series; those that are not in [`Self::unlearned`] are added to it.
+    pub series: Vec<SeriesRequest>,
+    /// How figures are judged.
+    pub criteria: Criteria,
 }
 
 /// A [`Request`] that makes sense.
@@ -88,6 +94,10 @@ pub struct Plan {
     pub tokenizer: Option<PathBuf>,
     /// The corpus whose published AUC is PrivLeak's reference.
     pub corpus: Option<Corpus>,
+    /// Unlearned models that are steps of a series.
+    pub series: Vec<Series>,
+    /// How figures are judged.
+    pub criteria: Criteria,
     /// What was changed or is odd about the request, one sentence each.
     pub notices: Vec<String>,
 }
@@ -99,13 +109,23 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// [`Error::Flag`] if there is no unlearned checkpoint, one is given twice, or the limit is 0.
+    /// [`Error::Flag`] if there is no unlearned checkpoint, one is given twice, the limit is 0, or a series or a
+    /// criterion makes no sense.
     pub fn new(request: Request) -> Result<Self> {
-        let Request { target, unlearned, retrain, data, precisions, limit, quantize_head, tokenizer, corpus } =
-            request;
-        if unlearned.is_empty() {
-            return Err(flag("--unlearned", "no directory", "at least one checkpoint directory"));
-        }
+        let Request {
+            target,
+            mut unlearned,
+            retrain,
+            data,
+            precisions,
+            limit,
+            quantize_head,
+            tokenizer,
+            corpus,
+            series,
+            criteria,
+        } = request;
+        criteria.check()?;
         if limit == Some(0) {
             return Err(flag("--limit", "0", "at least one example of each question set"));
         }
@@ -117,6 +137,17 @@ impl Plan {
                 return Err(flag("--unlearned", &found, "each checkpoint once"));
             }
         }
+        for (path, _) in series.iter().flat_map(|series| &series.steps) {
+            if seen.insert(identity(path)) {
+                unlearned.push(path.clone());
+            }
+        }
+        if unlearned.is_empty() {
+            return Err(flag("--unlearned", "no directory", "at least one checkpoint directory"));
+        }
+        // The target comes before them.
+        let place = |path: &Path| unlearned.iter().position(|other| identity(other) == identity(path));
+        let series = resolve(series, |path| place(path).map_or(Self::TARGET, |place| place + 1))?;
         for (role, path) in [(Role::Target, Some(&target)), (Role::Retrain, retrain.as_ref())] {
             if let Some(path) = path.filter(|path| seen.contains(&identity(path))) {
                 notices.push(format!("{} is given as --unlearned and as --{role}", path.display()));
@@ -132,7 +163,18 @@ impl Plan {
         let models = roles.into_iter().zip(paths).zip(names);
         let models = models.map(|((role, path), name)| Model { name, role, path }).collect();
         let precisions = full_first(&precisions, &mut notices);
-        Ok(Self { models, precisions, data, limit, quantize_head, tokenizer, corpus, notices })
+        Ok(Self {
+            models,
+            precisions,
+            data,
+            limit,
+            quantize_head,
+            tokenizer,
+            corpus,
+            series,
+            criteria,
+            notices,
+        })
     }
 
     /// Index of the target in [`Self::models`].

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::divergence::{apart, pairs};
 use super::findings::{ArmResult, Findings, Metric};
 use super::plan::{Model, Plan};
 use crate::checkpoint::{Checkpoint, Tokenizer};
-use crate::engine::{Engine, Finished, Needs, Observation, Options};
+use crate::engine::{Answered, Engine, Finished, Needs, Observation, Options};
 use crate::error::{Error, Result};
 use crate::model::{Counters, Lockstep, Source, check_tensors, stored_scheme};
 use crate::quant::{Precision, Scheme};
@@ -58,6 +59,18 @@ pub trait OpenArms {
     ///
     /// If a weight cannot be read, or the device fails.
     fn open(&mut self, arms: Range<usize>) -> Result<Box<dyn Lockstep>>;
+
+    /// Whether the arms of a group of the last parting may be held against each other: they give their logits, and there is
+    /// memory for it.
+    fn compares(&self) -> bool {
+        false
+    }
+
+    /// Another parting, in which arms stand by themselves, so that one that cannot be opened does not take the others with
+    /// it; `None` if that is not to be had, or was.
+    fn separate(&mut self, _arms: Range<usize>) -> Option<Vec<Range<usize>>> {
+        None
+    }
 }
 
 /// Everything that is read before the first arm: checkpoints without their weights, tokenizers, questions.
@@ -115,10 +128,11 @@ impl Audit {
         Ok(Self { plan, checkpoints, stored, tokenizer, questions })
     }
 
-    /// What the questions ask of a device.
+    /// What the questions ask of a device; with `compared`, arms are also held against each other.
     #[must_use]
-    pub fn needs(&self) -> Needs {
-        Needs::of(self.questions.tasks())
+    pub fn needs(&self, compared: bool) -> Needs {
+        let pairs = if compared { pairs(&self.plan, &self.arms().collect::<Vec<_>>()).len() } else { 0 };
+        Needs::of(self.questions.tasks()).with_pairs(pairs)
     }
 
     /// Every arm, by model, then by precision.
@@ -157,7 +171,10 @@ impl Audit {
             plan: self.plan.clone(),
             arms: Vec::new(),
             truncated: muse::Metric::ALL.into_iter().map(|metric| self.questions.truncated(metric)).sum(),
+            apart: Vec::new(),
             stopped: None,
+            survival: Vec::new(),
+            codes_disk_bytes: 0,
             counters: Counters { disk_bytes, ..Counters::default() },
         }
     }
@@ -197,7 +214,10 @@ impl Audit {
                     watch.smaller(&error);
                     groups = open.part(group.start..all.len(), halvings)?.into();
                 }
-                Err(error) => return Err(error),
+                Err(error) => match open.separate(group.start..all.len()) {
+                    Some(parted) => groups = parted.into(),
+                    None => return Err(error),
+                },
                 Ok(failed) => {
                     watch.measured(findings)?;
                     failed.map_or(Ok(()), Err)?;
@@ -224,15 +244,35 @@ impl Audit {
         let info: Vec<_> = arms.iter().map(info).collect();
         watch.arms(&info, group.start, all.len(), tasks.len());
         let names = self.names()[group.clone()].to_vec();
+        let pairs = if open.compares() { pairs(&self.plan, arms) } else { Vec::new() };
         let mut engine = Engine::new(names, open.open(group)?, options);
-        let mut tell = |finished: Finished<'_>| {
-            watch.answered(finished.done);
+        let mut before = 0;
+        let mut tell = |finished: Finished<'_>, before: usize| {
+            watch.answered(before + finished.done);
             Ok(())
         };
-        let answers = engine.run(tasks, &mut tell)?;
+        // The truths come last; only there are arms held against each other.
+        let truths = self.questions.truths(muse::Metric::VerbmemForget).start;
+        let mut compared = Answered::default();
+        if !pairs.is_empty() {
+            compared = engine.compare(&tasks[truths..], &pairs, &mut |finished| tell(finished, 0))?;
+            before = arms.len() * (tasks.len() - truths);
+        }
+        let rest = if pairs.is_empty() { tasks } else { &tasks[..truths] };
+        let answers = engine.run(rest, &mut |finished| tell(finished, before))?;
         findings.counters.add(&engine.counters());
+        let sets = [
+            [muse::Metric::VerbmemForget, muse::Metric::KnowmemForget]
+                .map(|metric| self.questions.truths(metric)),
+            [muse::Metric::KnowmemRetain; 2].map(|metric| self.questions.truths(metric)),
+        ];
+        let sets = sets.map(|[first, last]| first.start - truths..last.end - truths);
+        findings.apart.extend(apart(arms, &pairs, &compared, sets));
+        let mut compared = compared.arms.into_iter();
         let mut failed = None;
         for (&(model, precision), observations) in arms.iter().zip(answers) {
+            let truths = compared.next().unwrap_or_else(|| Ok(Vec::new()));
+            let observations = observations.and_then(|rest| Ok([rest, truths?].concat()));
             match observations.and_then(|observations| self.measure(model, precision, &observations)) {
                 Ok(arm) => findings.arms.push(arm),
                 Err(error) => {
@@ -245,8 +285,7 @@ impl Audit {
 
     fn measure(&self, model: usize, precision: Precision, observations: &[Observation]) -> Result<ArmResult> {
         let values = self.questions.measure(&self.tokenizer, observations)?;
-        let mean = |answers: &Answers| Metric { value: answers.value(), n: answers.items.len() };
-        let texts = values.privleak.forget.len() + values.privleak.holdout.len();
+        let mean = |answers: &Answers| Metric::mean(answers.scores());
         Ok(ArmResult {
             model,
             precision,
@@ -254,7 +293,13 @@ impl Audit {
             verbmem_forget: mean(&values.verbmem_forget),
             knowmem_forget: mean(&values.knowmem_forget),
             knowmem_retain: mean(&values.knowmem_retain),
-            auc: Metric { value: values.privleak.auc(), n: texts },
+            auc: (&values.privleak).into(),
+            truths: [
+                &values.verbmem_forget_truths[..],
+                &values.knowmem_forget_truths,
+                &values.knowmem_retain_truths,
+            ]
+            .map(Into::into),
         })
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::judge::JudgeArgs;
+use crate::audit::SeriesRequest;
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 use crate::metrics::membership::Corpus;
@@ -15,7 +17,8 @@ Exit codes:
   1  the run failed
   2  wrong usage
   3  an input is missing, broken or not supported
-  4  no usable device, or the device failed";
+  4  no usable device, or the device failed
+  5  a verdict is one that --fail-on names";
 
 /// Does quantization bring back what a language model was made to unlearn?
 #[derive(Debug, Parser)]
@@ -33,7 +36,8 @@ Examples:
   undertext audit --target models/target --unlearned models/npo models/ga --data data/news
   undertext audit --target T --unlearned U --retrain R --data D --precision int8,int4-g32,nf4-b64
   undertext audit --target T --unlearned U --data D --corpus books --limit 20 --device cpu
-  undertext audit --target T --unlearned U --data D --json report.json
+  undertext audit --target T --unlearned U --data D --json report.json --fail-on resurrected
+  undertext audit --target T --data D --series size=models/k1@0.8,models/k2@1.7,models/k3@2.5
 
 A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
 Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and \
@@ -48,6 +52,7 @@ int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
 Examples:
   undertext demo
   undertext demo --limit 4
+  undertext demo --fail-on resurrected
   undertext demo --device cpu --json > demo.json")]
     Demo(DemoArgs),
 
@@ -161,8 +166,13 @@ pub(super) struct AuditArgs {
     pub(super) target: PathBuf,
 
     /// Checkpoints that were made to forget
-    #[arg(long, value_name = "DIR", num_args = 1.., required = true)]
+    #[arg(long, value_name = "DIR", num_args = 1.., required_unless_present = "series")]
     pub(super) unlearned: Vec<PathBuf>,
+
+    /// Unlearned checkpoints as steps of a series, such as how much was forgotten at once (MUSE's scalability) or how often
+    /// (sustainability): gives every metric against these values. May be repeated
+    #[arg(long, value_name = "NAME=DIR@VALUE,...")]
+    pub(super) series: Vec<SeriesRequest>,
 
     /// A checkpoint that never saw the forget set: PrivLeak's reference
     #[arg(long, value_name = "DIR")]
@@ -191,6 +201,9 @@ pub(super) struct AuditArgs {
     /// Compare PrivLeak with the published AUC of this MUSE corpus' retrained model
     #[arg(long, value_enum)]
     pub(super) corpus: Option<CorpusName>,
+
+    #[command(flatten)]
+    pub(super) judge: JudgeArgs,
 
     #[command(flatten)]
     pub(super) tune: TuneArgs,
@@ -223,6 +236,9 @@ pub(super) struct DemoArgs {
     /// Use only the first N examples of each question set
     #[arg(long, value_name = "N")]
     pub(super) limit: Option<usize>,
+
+    #[command(flatten)]
+    pub(super) judge: JudgeArgs,
 
     #[command(flatten)]
     pub(super) tune: TuneArgs,

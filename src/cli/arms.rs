@@ -1,21 +1,24 @@
 //! Arms on the device that the user means, in the memory that they may use.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use super::args::MemoryArgs;
 use super::device::Device;
 use super::memory::{budget, verdict};
-use super::output::say;
+use super::output::{notice, say};
 use crate::audit::OpenArms;
 use crate::engine::{Budget, Given, MemoryPlan, Needs};
-use crate::error::Result;
-use crate::kernels::KvFormat;
-use crate::model::{Each, Llama, Lockstep, PAGE, Reference, Source};
+use crate::error::{Error, Result};
+use crate::kernels::{FOLD_CHUNK, KvFormat};
+use crate::model::{Each, Llama, Lockstep, PAGE, Reference, Sizes, Source};
 use crate::report::{memory_text, schema};
 
 /// Most bytes that an arm's cache may take on the CPU, unless one task alone needs more.
 const CACHE_BYTES: usize = 512 << 20;
+
+/// Most bytes of weights of arms that an audit opens together on the CPU only to hold them against each other.
+const CPU_BYTES: u64 = 4 << 30;
 
 /// Arms that can be opened.
 #[derive(Debug)]
@@ -27,6 +30,10 @@ pub(super) struct Arms<'a> {
     needs: Needs,
     memory: &'a MemoryArgs,
     budget: Option<Budget>,
+    /// Whether the arms may run without being held against each other, if memory is short.
+    may_part: bool,
+    /// Whether they are held against each other.
+    compared: Cell<bool>,
     /// How each group of arms lies in the device's memory; none on the CPU.
     plans: RefCell<Vec<MemoryPlan>>,
 }
@@ -44,8 +51,14 @@ impl<'a> Arms<'a> {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(budget(gpu, memory.vram)),
         };
+        let compared = Cell::new(needs.pairs > 0);
         let plans = RefCell::default();
-        Self { device, sources, names, quantize_head, needs, memory, budget, plans }
+        Self { device, sources, names, quantize_head, needs, memory, budget, may_part: true, compared, plans }
+    }
+
+    /// The same, but an error if there is no memory for holding the arms against each other.
+    pub(super) fn together(self) -> Self {
+        Self { may_part: false, ..self }
     }
 
     /// How the arms lie in memory, for the record.
@@ -70,7 +83,16 @@ impl<'a> Arms<'a> {
             }
             plans
         } else {
-            MemoryPlan::choose(sources, given, &self.needs, budget)?
+            match MemoryPlan::choose(sources, given, &self.needs, budget) {
+                Err(Error::MemoryTooSmall { .. }) if self.needs.pairs > 0 && self.may_part => {
+                    notice(
+                        "there is no memory to hold the arms' logits against each other; going on without",
+                    );
+                    self.compared.set(false);
+                    MemoryPlan::choose(sources, given, &self.needs.with_pairs(0), budget)?
+                }
+                plans => plans?,
+            }
         };
         for plan in &mut plans {
             plan.arms = arms.start + plan.arms.start..arms.start + plan.arms.end;
@@ -93,8 +115,18 @@ impl OpenArms for &Arms<'_> {
     fn part(&mut self, arms: Range<usize>, halvings: u32) -> Result<Vec<Range<usize>>> {
         match &self.budget {
             // The CPU pass shares nothing between arms: one at a time takes the least memory.
-            None if self.needs.pairs == 0 => Ok(arms.map(|arm| arm..arm + 1).collect()),
-            None => Ok(vec![arms]),
+            None if !self.compared.get() => Ok(arms.map(|arm| arm..arm + 1).collect()),
+            None => {
+                let sizes = Sizes::of(&self.sources[arms.clone()], self.quantize_head, FOLD_CHUNK)?;
+                if self.may_part && sizes.weights > CPU_BYTES {
+                    notice(
+                        "the arms' weights are too large to hold their logits against each other on the CPU",
+                    );
+                    self.compared.set(false);
+                    return Ok(arms.map(|arm| arm..arm + 1).collect());
+                }
+                Ok(vec![arms])
+            }
             Some(budget) => self.lay_out(arms, halvings, budget),
         }
     }
@@ -118,6 +150,15 @@ impl OpenArms for &Arms<'_> {
                 Ok(Box::new(Each(sources.iter().map(load).collect::<Result<_>>()?)))
             }
         }
+    }
+
+    fn compares(&self) -> bool {
+        self.compared.get()
+    }
+
+    fn separate(&mut self, arms: Range<usize>) -> Option<Vec<Range<usize>>> {
+        let together = self.budget.is_none() && self.may_part && self.compared.replace(false);
+        together.then(|| arms.map(|arm| arm..arm + 1).collect())
     }
 }
 

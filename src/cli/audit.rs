@@ -3,12 +3,16 @@
 use super::args::{AuditArgs, Common, MemoryArgs, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
+use super::judge::JudgeArgs;
 use super::output::{Output, notice, say};
 use super::progress::Progress;
-use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Watch};
+use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Survival, Watch, measure_survival};
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::report::{Report, Style, counters_text, report_text};
+
+/// Weights that one step of the progress stands for.
+const STEP: u64 = 1 << 20;
 
 /// Runs the audit that the flags describe.
 pub(super) fn run(args: AuditArgs) -> Result<()> {
@@ -22,14 +26,17 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
         quantize_head: args.quantize_head,
         tokenizer: args.tokenizer,
         corpus: args.corpus.map(Into::into),
+        series: args.series,
+        criteria: args.judge.criteria(),
     })?;
-    execute(plan, &args.common, args.tune, &args.memory, &|_| {}, "")
+    execute(plan, &args.judge, &args.common, args.tune, &args.memory, &|_| {}, "")
 }
 
 /// Runs a plan and hands its report over; `relabel` may change what the report calls things, `title` stands above its
 /// tables.
 pub(super) fn execute(
     plan: Plan,
+    judge: &JudgeArgs,
     common: &Common,
     tune: TuneArgs,
     memory: &MemoryArgs,
@@ -40,15 +47,19 @@ pub(super) fn execute(
     plan.notices.iter().for_each(|text| notice(text));
     let audit = Audit::open(plan)?;
     let device = Device::open(common.device.as_ref(), tune.tuning(), memory.vram.is_some())?;
-    let arms =
-        Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, audit.needs(), memory);
+    // One arm at a time, there is nothing to hold it against.
+    let needs = audit.needs(!judge.no_divergence && !memory.naive);
+    let arms = Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, needs, memory);
     let record = Record { output: &output, device: &device, arms: &arms, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
     record.save(&audit.nothing_yet())?;
     let mut watch = Watching { record: &record, progress: Progress::new("answers") };
     let options = Options { one_at_a_time: memory.naive, ..Options::default() };
-    let (findings, result) = audit.run(&mut &arms, options, &mut watch);
+    let (mut findings, result) = audit.run(&mut &arms, options, &mut watch);
     watch.progress.finish();
+    if result.is_ok() && !judge.no_survival {
+        (findings.survival, findings.codes_disk_bytes) = survival(audit.plan());
+    }
     if memory.explain {
         let report = record.report(&findings);
         say(&counters_text(&report.counters, &report.gpu_seconds));
@@ -56,10 +67,28 @@ pub(super) fn execute(
     if result.is_ok() || !findings.arms.is_empty() {
         let report = record.report(&findings);
         output.emit(&report, |style| text(&report, title, style))?;
-    } else {
-        record.save(&findings)?;
+        result?;
+        return judge.check(&report);
     }
+    record.save(&findings)?;
     result
+}
+
+/// Compares the weights of every unlearned checkpoint with the target's, showing how far it is.
+fn survival(plan: &Plan) -> (Vec<Survival>, u64) {
+    let mut progress = Progress::new("million weights");
+    let mut current = String::new();
+    let found = measure_survival(plan, &mut |name, done, total| {
+        let [done, total] =
+            [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
+        if current != name {
+            name.clone_into(&mut current);
+            progress.part(&format!("weights of {name}"), 0, total);
+        }
+        progress.done(done);
+    });
+    progress.finish();
+    found
 }
 
 fn text(report: &Report, title: &str, style: Style) -> String {
@@ -92,7 +121,7 @@ impl Record<'_> {
     }
 
     fn save(&self, findings: &Findings) -> Result<()> {
-        self.output.save(&self.report(findings))
+        self.output.save(|| self.report(findings))
     }
 }
 

@@ -42,6 +42,7 @@ pub(super) fn run(args: CompareArgs) -> Result<()> {
     let device = Device::open(args.common.device.as_ref(), args.tune.tuning(), args.memory.vram.is_some())?;
     let (sources, names) = (comparison.sources().to_vec(), comparison.names().to_vec());
     let arms = Arms::new(&device, sources, names, args.quantize_head, comparison.needs(), &args.memory);
+    let arms = arms.together();
     let mut open = &arms;
     let all = 0..comparison.names().len();
     open.part(all.clone(), 0)?;

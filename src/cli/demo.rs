@@ -40,9 +40,10 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
         data,
         precisions: PRECISIONS.to_vec(),
         limit: args.limit,
+        criteria: args.judge.criteria(),
         ..Request::default()
     })?;
-    execute(plan, &args.common, args.tune, &args.memory, &relabel, TITLE)
+    execute(plan, &args.judge, &args.common, args.tune, &args.memory, &relabel, TITLE)
 }
 
 fn unpack(files: &Dir<'_>, to: &Path) -> Result<()> {

@@ -12,6 +12,7 @@ mod demo;
 mod device;
 mod devices;
 mod generate;
+mod judge;
 mod memory;
 mod output;
 mod progress;

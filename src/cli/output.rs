@@ -40,10 +40,10 @@ impl Output {
         print(&text(style()))
     }
 
-    /// Writes the file, if there is one.
-    pub(super) fn save(&self, value: &impl Serialize) -> Result<()> {
+    /// Writes the file, if there is one; only then is the value made.
+    pub(super) fn save<T: Serialize>(&self, value: impl FnOnce() -> T) -> Result<()> {
         match self {
-            Self::File(path) => write(path, &to_json(value)?),
+            Self::File(path) => write(path, &to_json(&value())?),
             Self::Text | Self::Json => Ok(()),
         }
     }

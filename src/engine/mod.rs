@@ -103,7 +103,7 @@ pub enum Observation {
 }
 
 /// What the arms answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Answered {
     /// By arm, then by task.
     pub arms: Vec<Result<Vec<Observation>>>,

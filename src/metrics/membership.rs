@@ -1,5 +1,6 @@
 //! Membership inference: Min-K %, AUC, PrivLeak.
 
+use super::bootstrap::Resamples;
 use super::{Measured, mean};
 
 /// The K of the Min-K % that PrivLeak is defined on.
@@ -75,6 +76,51 @@ pub fn auc(forget: &[f64], holdout: &[f64]) -> Measured {
     #[expect(clippy::cast_precision_loss, reason = "fewer than 2^52 pairs")]
     let auc = halves as f64 / (2 * forget.len() * holdout.len()) as f64;
     Measured::Value(auc)
+}
+
+/// [`auc`] of each pair of a resample of the forget texts and one of the holdout texts, which are drawn separately: they
+/// are two sets, not pairs.
+///
+/// None if a set is empty, of another size than its resamples, or has a value that is not a number.
+#[must_use]
+pub fn resampled_aucs(
+    forget: &[f64],
+    holdout: &[f64],
+    of_forget: &Resamples,
+    of_holdout: &Resamples,
+) -> Vec<f64> {
+    let sizes_fit = forget.len() == of_forget.examples() && holdout.len() == of_holdout.examples();
+    if !sizes_fit || auc(forget, holdout).value().is_none() {
+        return Vec::new();
+    }
+    // A resample draws each holdout text so many times. Running sums of these counts in ascending order of the texts'
+    // values say for each forget text how many lie below it, without sorting anew.
+    let mut order: Vec<_> = (0..holdout.len()).collect();
+    order.sort_by(|&a, &b| holdout[a].total_cmp(&holdout[b]));
+    let mut rank = vec![0; holdout.len()];
+    order.iter().enumerate().for_each(|(place, &index)| rank[index] = place);
+    let bounds: Vec<(usize, usize)> = forget
+        .iter()
+        .map(|&value| {
+            let below = order.partition_point(|&other| holdout[other] < value);
+            (below, order.partition_point(|&other| holdout[other] <= value))
+        })
+        .collect();
+    let pairs = (2 * forget.len() * holdout.len()) as f64;
+    let mut sums = vec![0_usize; holdout.len() + 1];
+    let mut one = |(of_forget, of_holdout): (&[u32], &[u32])| {
+        sums.fill(0);
+        of_holdout.iter().for_each(|&draw| sums[rank[draw as usize] + 1] += 1);
+        for place in 1..sums.len() {
+            sums[place] += sums[place - 1];
+        }
+        let halves = |&draw: &u32| {
+            let (below, not_above) = bounds[draw as usize];
+            sums[below] + sums[not_above]
+        };
+        of_forget.iter().map(halves).sum::<usize>() as f64 / pairs
+    };
+    of_forget.iter().zip(of_holdout.iter()).map(&mut one).collect()
 }
 
 /// PrivLeak: `100 (auc - reference) / reference`, signed and not clamped.

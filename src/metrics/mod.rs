@@ -1,7 +1,10 @@
 //! Pure functions over slices and strings. Nothing here knows a device or a file.
 
 pub mod agreement;
+pub mod bootstrap;
+pub mod correlation;
 pub mod divergence;
+pub mod hypothesis;
 pub mod membership;
 pub mod memorization;
 pub mod recovery;

@@ -2,6 +2,9 @@
 
 pub mod codes;
 pub mod compare;
+pub mod divergence;
+pub mod judgement;
+mod judgement_text;
 mod memory;
 pub mod schema;
 mod table;
@@ -14,7 +17,7 @@ pub use table::{Style, devices_text, report_text};
 
 use std::collections::BTreeMap;
 
-use crate::audit::{ArmResult, Findings, Metric, Recovered};
+use crate::audit::{ArmIntervals, ArmResult, Evidence, Findings, Interval, Metric, Recovered, Statistics};
 use crate::gpu::DeviceInfo;
 use crate::metrics::Measured;
 use crate::model::Counters;
@@ -24,6 +27,11 @@ impl Report {
     #[must_use]
     pub fn new(findings: &Findings, device: &DeviceInfo) -> Self {
         let plan = &findings.plan;
+        let statistics = Statistics::of(findings);
+        let arms = findings.arms.iter().zip(&statistics.arms);
+        let recovery = statistics.recovery.iter();
+        let mut counters = schema::Counters::from(findings.counters.clone());
+        counters.codes_disk_bytes = findings.codes_disk_bytes;
         Self {
             schema_version: schema::VERSION,
             undertext: schema::Program::this(),
@@ -36,33 +44,50 @@ impl Report {
                 quantize_head: plan.quantize_head,
                 truncated_per_arm: findings.truncated,
             },
-            arms: findings.arms.iter().map(|arm| schema_arm(findings, arm)).collect(),
-            recovery: findings
-                .recovery()
-                .iter()
-                .map(|recovered| schema_recovery(findings, recovered))
-                .collect(),
+            arms: arms.map(|(arm, intervals)| schema_arm(findings, arm, intervals)).collect(),
+            recovery: recovery.map(|(row, evidence)| schema_recovery(findings, row, evidence)).collect(),
+            statistics: (&plan.criteria).into(),
+            controls: judgement::controls(findings, &statistics),
+            divergence: divergence::rows(findings),
+            survival: judgement::survival(findings),
+            survival_rank_correlation: judgement::correlations(findings, &statistics),
+            verdicts: judgement::judged(findings, &statistics),
+            series: judgement::series(findings, &statistics),
             kernels: BTreeMap::new(),
             memory: Vec::new(),
             gpu_seconds: BTreeMap::new(),
             gpu_timed_dispatches: 0,
-            counters: findings.counters.clone().into(),
+            counters,
         }
     }
 }
 
-fn schema_arm(findings: &Findings, arm: &ArmResult) -> schema::Arm {
+fn schema_arm(findings: &Findings, arm: &ArmResult, intervals: &ArmIntervals) -> schema::Arm {
     let model = findings.model(arm);
-    let metric = |metric: &Metric| schema::Metric {
+    let plain = |metric: &Metric, ci95: Interval| schema::Metric {
         value: metric.value.value(),
         reason: metric.value.reason().map(str::to_owned),
-        n: metric.n,
-        ci95: None,
+        n: metric.n(),
+        n_asked: metric.asked,
+        ci95,
+        truth: None,
     };
-    let mut against = findings.priv_leak(arm).into_iter().map(|leak| schema::Against {
+    let metric = |set: usize, metric: &Metric, ci95: Interval| {
+        let (truths, [probability, exact, strength]) = (&arm.truths[set], intervals.truths[set]);
+        let truth = schema::Truth {
+            probability: plain(&truths.probability, probability),
+            exact_memorization: plain(&truths.exact_memorization, exact),
+            extraction_strength: plain(&truths.extraction_strength, strength),
+        };
+        schema::Metric { truth: Some(Box::new(truth)), ..plain(metric, ci95) }
+    };
+    let [verbmem_forget, knowmem_forget, knowmem_retain] = intervals.means;
+    let leaks = findings.priv_leak(arm).into_iter().zip(&intervals.priv_leak);
+    let mut against = leaks.map(|(leak, &ci95)| schema::Against {
         value: leak.value.value(),
         reference_auc: leak.reference_auc.value(),
         reference: leak.reference.name().to_owned(),
+        ci95,
         reason: leak.value.reason().map(str::to_owned),
     });
     let main = against.next();
@@ -73,32 +98,47 @@ fn schema_arm(findings: &Findings, arm: &ArmResult) -> schema::Arm {
         scheme: arm.scheme.name().to_owned(),
         path: model.path.display().to_string(),
         metrics: schema::Metrics {
-            verbmem_forget: metric(&arm.verbmem_forget),
-            knowmem_forget: metric(&arm.knowmem_forget),
-            knowmem_retain: metric(&arm.knowmem_retain),
+            verbmem_forget: metric(0, &arm.verbmem_forget, verbmem_forget),
+            knowmem_forget: metric(1, &arm.knowmem_forget, knowmem_forget),
+            knowmem_retain: metric(2, &arm.knowmem_retain, knowmem_retain),
             privleak: schema::PrivLeak {
                 value: main.as_ref().and_then(|main| main.value),
                 auc: arm.auc.value.value(),
                 reference_auc: main.as_ref().and_then(|main| main.reference_auc),
                 reference: main.as_ref().map_or_else(String::new, |main| main.reference.clone()),
+                ci95: main.as_ref().and_then(|main| main.ci95),
                 reason: main.and_then(|main| main.reason),
-                n: arm.auc.n,
+                n: arm.auc.n(),
+                n_asked: arm.auc.asked,
                 others: against.collect(),
             },
         },
     }
 }
 
-fn schema_recovery(findings: &Findings, recovered: &Recovered) -> schema::Recovery {
+fn schema_recovery(findings: &Findings, recovered: &Recovered, evidence: &Evidence) -> schema::Recovery {
     let ratios = &recovered.ratios;
     let named = [
-        ("of_gap_to_target", &ratios.of_gap_to_target),
-        ("of_gap_to_target_same_precision", &ratios.of_gap_to_target_same_precision),
-        ("share_of_target_same_precision", &ratios.share_of_target_same_precision),
+        ("of_gap_to_target", &ratios.of_gap_to_target, evidence.of_gap_to_target),
+        (
+            "of_gap_to_target_same_precision",
+            &ratios.of_gap_to_target_same_precision,
+            evidence.of_gap_to_target_same_precision,
+        ),
+        (
+            "share_of_target_same_precision",
+            &ratios.share_of_target_same_precision,
+            evidence.share_of_target_same_precision,
+        ),
     ];
-    let reasons = named.iter().filter_map(|(name, ratio)| Some(format!("{name}: {}", ratio.reason()?)));
+    let reasons = named.iter().filter_map(|(name, ratio, ci95)| match (ratio.reason(), ci95) {
+        (Some(reason), _) => Some(format!("{name}: {reason}")),
+        (None, None) => Some(format!("{name}_ci95: too few examples to be sure that it can be divided by")),
+        (None, Some(_)) => None,
+    });
     let reasons: Vec<_> = reasons.collect();
     let value = |ratio: &Measured| ratio.value();
+    let survival = findings.survival(recovered.unlearned, recovered.precision);
     schema::Recovery {
         unlearned: findings.plan.models[recovered.unlearned].name.clone(),
         precision: recovered.precision.name().to_owned(),
@@ -106,6 +146,17 @@ fn schema_recovery(findings: &Findings, recovered: &Recovered) -> schema::Recove
         of_gap_to_target: value(&ratios.of_gap_to_target),
         of_gap_to_target_same_precision: value(&ratios.of_gap_to_target_same_precision),
         share_of_target_same_precision: value(&ratios.share_of_target_same_precision),
+        of_gap_to_target_ci95: evidence.of_gap_to_target,
+        of_gap_to_target_same_precision_ci95: evidence.of_gap_to_target_same_precision,
+        share_of_target_same_precision_ci95: evidence.share_of_target_same_precision,
+        beyond_retrain: evidence.beyond_retrain.map(Into::into),
+        n: evidence.n,
+        n_asked: evidence.asked,
+        p_recovered: evidence.p_recovered,
+        p_recovered_holm: evidence.p_recovered_holm,
+        p_held: evidence.p_held,
+        p_held_holm: evidence.p_held_holm,
+        survival: survival.and_then(|survival| survival.value.value()),
         reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
     }
 }
@@ -136,6 +187,7 @@ impl From<Counters> for schema::Counters {
             schema::Seconds { load: seconds.load, score: seconds.score, generate: seconds.generate };
         Self {
             disk_bytes,
+            codes_disk_bytes: 0,
             upload_bytes,
             weight_passes,
             dispatches,

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::divergence::Divergence;
+use super::judgement::{Control, Estimate, RankCorrelation, Series, Statistics, Survival, Verdict};
 use crate::engine::{Budget, Item, MemoryPlan};
 use crate::model::Residence;
 
@@ -33,6 +35,28 @@ pub struct Report {
     pub arms: Vec<Arm>,
     /// By unlearned checkpoint, then precision, then metric.
     pub recovery: Vec<Recovery>,
+    /// How intervals, tests and verdicts came about.
+    #[serde(default)]
+    pub statistics: Statistics,
+    /// What quantization alone does to the target and to the retrained model; by model, then precision, then metric.
+    #[serde(default)]
+    pub controls: Vec<Control>,
+    /// How far each unlearned model is from the target on the true answers, token by token: by answers, then checkpoint, then
+    /// precision. Empty if arms were not held against each other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub divergence: Vec<Divergence>,
+    /// How much of each update each precision keeps; absent if the weights were not looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub survival: Vec<Survival>,
+    /// Of survival with `of_gap_to_target_same_precision` over all quantized unlearned arms, by metric.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub survival_rank_correlation: Vec<RankCorrelation>,
+    /// By unlearned checkpoint, then precision.
+    #[serde(default)]
+    pub verdicts: Vec<Verdict>,
+    /// Metrics against the steps of each series.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<Series>,
     /// Which of several equivalent kernels computed what, by class of problem; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kernels: BTreeMap<String, String>,
@@ -148,11 +172,28 @@ pub struct Metric {
     /// Why there is no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Examples.
+    /// Examples that it is made of.
     pub n: usize,
-    /// 95 % confidence interval.
+    /// Examples that were asked.
+    #[serde(default)]
+    pub n_asked: usize,
+    /// 95 % confidence interval: percentile bootstrap over the examples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95: Option<[f64; 2]>,
+    /// How well the true answers to the same prompts are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<Box<Truth>>,
+}
+
+/// How well true answers are known, led along token by token: recovery shows here below the level of greedy text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Truth {
+    /// Geometric mean of an answer's token probabilities (TOFU's probability).
+    pub probability: Metric,
+    /// Share of an answer's tokens that are the likeliest ones at their places.
+    pub exact_memorization: Metric,
+    /// Share of an answer from which on all tokens are the likeliest ones.
+    pub extraction_strength: Metric,
 }
 
 /// `100 (auc - reference_auc) / reference_auc`.
@@ -169,8 +210,15 @@ pub struct PrivLeak {
     /// Why a value is `null`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Texts, forget and holdout together.
+    /// Texts that it is made of, forget and holdout together.
     pub n: usize,
+    /// Texts that were asked.
+    #[serde(default)]
+    pub n_asked: usize,
+    /// 95 % confidence interval: percentile bootstrap over forget and holdout texts separately, the retrained reference
+    /// on the same resamples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ci95: Option<[f64; 2]>,
     /// The same against further references, where more than one was given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Against>,
@@ -185,6 +233,9 @@ pub struct Against {
     pub reference_auc: Option<f64>,
     /// `retrain`, `corpus` or `0.5`.
     pub reference: String,
+    /// 95 % confidence interval, as the main one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ci95: Option<[f64; 2]>,
     /// Why a value is `null`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -206,7 +257,42 @@ pub struct Recovery {
     pub of_gap_to_target_same_precision: Option<f64>,
     /// `q / target at the same precision`.
     pub share_of_target_same_precision: Option<f64>,
-    /// Why a ratio is `null`, by name.
+    /// 95 % confidence interval, all four arms on the same resamples. A resample whose denominator is not positive counts
+    /// on both sides, so an interval that exists holds whatever its ratio might be.
+    #[serde(default)]
+    pub of_gap_to_target_ci95: Option<[f64; 2]>,
+    /// As `of_gap_to_target_ci95`; the one that the verdict goes by.
+    #[serde(default)]
+    pub of_gap_to_target_same_precision_ci95: Option<[f64; 2]>,
+    /// As `of_gap_to_target_ci95`.
+    #[serde(default)]
+    pub share_of_target_same_precision_ci95: Option<[f64; 2]>,
+    /// `((q - u) - (retrain_q - retrain)) / (target at the same precision - u)`: without what quantization gives even the
+    /// retrained model. Absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beyond_retrain: Option<Estimate>,
+    /// Examples that it is made of.
+    #[serde(default)]
+    pub n: usize,
+    /// Examples that were asked.
+    #[serde(default)]
+    pub n_asked: usize,
+    /// Paired permutation test of q > u, one-sided.
+    #[serde(default)]
+    pub p_recovered: Option<f64>,
+    /// `p_recovered` by Holm's correction over this table.
+    #[serde(default)]
+    pub p_recovered_holm: Option<f64>,
+    /// Paired permutation test, one-sided, of less than `held_below` of the gap being back.
+    #[serde(default)]
+    pub p_held: Option<f64>,
+    /// `p_held` by Holm's correction over this table.
+    #[serde(default)]
+    pub p_held_holm: Option<f64>,
+    /// How much of the update this precision keeps; `survival` has the reason where it is `null`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub survival: Option<f64>,
+    /// Why a ratio or its interval is `null`, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -278,8 +364,11 @@ impl Memory {
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Bytes read from checkpoints.
+    /// Bytes read from checkpoints to run them.
     pub disk_bytes: u64,
+    /// Bytes read from checkpoints, once more, to compare their weights for `survival`.
+    #[serde(default)]
+    pub codes_disk_bytes: u64,
     /// Bytes uploaded to the device.
     pub upload_bytes: u64,
     /// Times that all weights were run through.

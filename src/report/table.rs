@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
-use super::schema::{Arm, Device, Devices, Metric, Recovery, Report};
+use super::judgement_text::write_judgement;
+use super::schema::{Arm, Device, Devices, Metric, Report};
 
 /// Where a text goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub enum Style {
     Plain,
 }
 
-/// The report as tables, then one sentence for each unlearned model.
+/// The report as tables, the verdicts last.
 #[must_use]
 pub fn report_text(report: &Report, style: Style) -> String {
     let mut text = String::new();
@@ -27,7 +28,10 @@ pub fn report_text(report: &Report, style: Style) -> String {
 fn write_report(text: &mut String, report: &Report, style: Style) -> std::fmt::Result {
     writeln!(text, "{}", arms(report, style).trim_fmt())?;
     writeln!(text)?;
-    writeln!(text, "↓ less is better forgotten   ↑ more is better kept   →0 nearer to 0 betrays less")?;
+    writeln!(
+        text,
+        "↓ less is better forgotten   ↑ more is better kept   →0 nearer to 0 betrays less   ± half the 95 % interval"
+    )?;
     if let Some(arm) = report.arms.first() {
         let [verbatim, forget, retain] = counts(arm);
         let texts = arm.metrics.privleak.n;
@@ -40,14 +44,7 @@ fn write_report(text: &mut String, report: &Report, style: Style) -> std::fmt::R
     if truncated > 0 {
         writeln!(text, "{truncated} prompts for each row were longer than the context and were cut.")?;
     }
-    for unlearned in unlearned(report) {
-        let table = recovery(report, unlearned, style).trim_fmt();
-        writeln!(text, "\nWhat quantization brings back in {unlearned}\n{table}")?;
-    }
-    let sentences: Vec<_> = unlearned(report).into_iter().map(|name| sentence(report, name)).collect();
-    if !sentences.is_empty() {
-        writeln!(text, "\n{}", sentences.join("\n"))?;
-    }
+    write_judgement(text, report, style)?;
     if let (false, Some(stopped)) = (report.complete, &report.stopped) {
         writeln!(text, "\nIncomplete: the run ended early ({stopped}).")?;
     }
@@ -58,13 +55,6 @@ fn write_report(text: &mut String, report: &Report, style: Style) -> std::fmt::R
 fn counts(arm: &Arm) -> [usize; 3] {
     let metrics = &arm.metrics;
     [metrics.verbmem_forget.n, metrics.knowmem_forget.n, metrics.knowmem_retain.n]
-}
-
-/// Names of the unlearned models that recovery is known of, in order.
-fn unlearned(report: &Report) -> Vec<&str> {
-    let mut names: Vec<_> = report.recovery.iter().map(|recovery| recovery.unlearned.as_str()).collect();
-    names.dedup();
-    names
 }
 
 /// Every arm with its metrics.
@@ -79,11 +69,12 @@ fn arms(report: &Report, style: Style) -> Table {
     let mut table = table(style, &header, 3);
     for arm in &report.arms {
         let metrics = &arm.metrics;
-        let mean = |metric: &Metric| number(metric.value);
+        let mean = |metric: &Metric| with_half(&number(metric.value), metric.ci95);
         let mut row = vec![arm.name.clone(), arm.role.clone(), precision(arm)];
         row.extend([&metrics.verbmem_forget, &metrics.knowmem_forget, &metrics.knowmem_retain].map(mean));
-        row.push(signed(metrics.privleak.value));
-        row.extend(metrics.privleak.others.iter().map(|other| signed(other.value)));
+        let leak = &metrics.privleak;
+        row.push(with_half(&signed(leak.value), leak.ci95));
+        row.extend(leak.others.iter().map(|other| with_half(&signed(other.value), other.ci95)));
         add(&mut table, &row, 3);
     }
     table
@@ -98,58 +89,15 @@ fn precision(arm: &Arm) -> String {
     }
 }
 
-/// The three ratios of one unlearned model.
-fn recovery(report: &Report, unlearned: &str, style: Style) -> Table {
-    let header = [
-        "precision",
-        "metric",
-        "of the gap to target",
-        "of the gap to target, same precision",
-        "share of target, same precision",
-    ];
-    let mut table = table(style, &header.map(str::to_owned), 2);
-    for recovery in report.recovery.iter().filter(|recovery| recovery.unlearned == unlearned) {
-        let metric = match recovery.metric.as_str() {
-            "verbmem_forget" => "VerbMem",
-            "knowmem_forget" => "KnowMem",
-            other => other,
-        };
-        let ratios = [
-            recovery.of_gap_to_target,
-            recovery.of_gap_to_target_same_precision,
-            recovery.share_of_target_same_precision,
-        ];
-        let mut row = vec![recovery.precision.clone(), metric.to_owned()];
-        row.extend(ratios.map(percent));
-        add(&mut table, &row, 2);
+/// A metric's name in text.
+pub(super) fn short_metric(metric: &str) -> &str {
+    match metric {
+        "verbmem_forget" => "VerbMem",
+        "knowmem_forget" => "KnowMem",
+        "knowmem_retain" => "KnowMem retain",
+        "privleak" => "PrivLeak",
+        other => other,
     }
-    table
-}
-
-/// What one unlearned model's figures say, the most first.
-fn sentence(report: &Report, unlearned: &str) -> String {
-    let of_model =
-        |recovery: &&Recovery| recovery.unlearned == unlearned && recovery.metric == "knowmem_forget";
-    let mut recoveries: Vec<_> = report.recovery.iter().filter(of_model).collect();
-    let ratio = |recovery: &Recovery| recovery.of_gap_to_target.unwrap_or(f64::NEG_INFINITY);
-    recoveries.sort_by(|a, b| ratio(b).total_cmp(&ratio(a)));
-    let mut parts = Vec::new();
-    for recovery in recoveries {
-        let Recovery { precision, of_gap_to_target, reason, .. } = recovery;
-        parts.push(match of_gap_to_target {
-            Some(_) if parts.is_empty() => format!(
-                "{precision} brings back {} of the forgotten knowledge (KnowMem, gap to the target at full precision)",
-                percent(*of_gap_to_target)
-            ),
-            Some(_) => format!("{precision} brings back {}", percent(*of_gap_to_target)),
-            None => {
-                let reason = reason.as_deref().unwrap_or_default();
-                let reason = reason.split("; ").next().unwrap_or_default();
-                format!("{precision} has no figure ({})", reason.trim_start_matches("of_gap_to_target: "))
-            }
-        });
-    }
-    format!("{unlearned}: {}.", parts.join("; "))
 }
 
 /// The adapters of this machine.
@@ -203,8 +151,16 @@ fn number(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{:.1}", rounded(value, 10.0)))
 }
 
+/// A number with half the width of its interval.
+pub(super) fn with_half(number: &str, ci95: Option<[f64; 2]>) -> String {
+    match ci95 {
+        Some([low, high]) => format!("{number} ± {:.1}", rounded((high - low) / 2.0, 10.0)),
+        None => number.to_owned(),
+    }
+}
+
 /// One decimal with its sign, or a dash.
-fn signed(value: Option<f64>) -> String {
+pub(super) fn signed(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{:+.1}", rounded(value, 10.0)))
 }
 

@@ -1,0 +1,79 @@
+//! How much of each unlearned checkpoint's update each precision keeps, beside what came back.
+
+use super::codes::{CodesPlan, compare_codes};
+use super::findings::Findings;
+use super::plan::Plan;
+use super::statistics::Statistics;
+use crate::metrics::Measured;
+use crate::metrics::correlation::spearman;
+use crate::quant::Precision;
+
+/// One unlearned checkpoint at one precision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Survival {
+    /// Index in [`Plan::models`].
+    pub unlearned: usize,
+    /// The precision that both checkpoints are quantized to.
+    pub precision: Precision,
+    /// `<Q(u) - Q(t), u - t> / <u - t, u - t>` over all quantized weights: 1 all of the update, 0 nothing.
+    pub value: Measured,
+}
+
+/// Reads the target and every unlearned checkpoint once more, and gives the survivals with the bytes read.
+///
+/// `watch` is told the checkpoint, and how many of how many weights are done. A pair that cannot be compared (another
+/// architecture) has no survival, with the reason: the audit's own figures do not need it.
+pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (Vec<Survival>, u64) {
+    let schemes = plan.precisions.iter().filter_map(|&precision| match precision {
+        Precision::Quantized(scheme) => Some(scheme),
+        Precision::Full => None,
+    });
+    let schemes: Vec<_> = schemes.collect();
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    if schemes.is_empty() {
+        return (all, bytes);
+    }
+    for unlearned in plan.unlearned() {
+        let model = &plan.models[unlearned];
+        let codes = CodesPlan {
+            target: plan.models[Plan::TARGET].path.clone(),
+            unlearned: model.path.clone(),
+            schemes: schemes.clone(),
+            quantize_head: plan.quantize_head,
+        };
+        let codes = compare_codes(codes, &mut |done, total| watch(&model.name, done, total));
+        bytes += codes.as_ref().map_or(0, |codes| codes.disk_bytes);
+        for (index, &scheme) in schemes.iter().enumerate() {
+            let value = match &codes {
+                Ok(codes) => codes.sum(index, |_| true).survival().map_or_else(
+                    || Measured::Missing("no weight changed, or a quantized value is beyond f32".to_owned()),
+                    Measured::Value,
+                ),
+                Err(error) => Measured::Missing(error.to_string()),
+            };
+            all.push(Survival { unlearned, precision: Precision::Quantized(scheme), value });
+        }
+    }
+    (all, bytes)
+}
+
+impl Findings {
+    /// The survival of an unlearned model at a precision, if it was looked at.
+    #[must_use]
+    pub fn survival(&self, unlearned: usize, precision: Precision) -> Option<&Survival> {
+        self.survival.iter().find(|found| found.unlearned == unlearned && found.precision == precision)
+    }
+}
+
+/// Spearman's rank correlation of survival with the recovered share of the gap to the target at the same precision, over
+/// all quantized unlearned arms that have both; with the number of these.
+#[must_use]
+pub fn rank_correlation(findings: &Findings, statistics: &Statistics, metric: &str) -> (Measured, usize) {
+    let recovery = statistics.recovery.iter().filter(|(recovered, _)| recovered.metric == metric);
+    let pair = recovery.filter_map(|(recovered, _)| {
+        let survival = findings.survival(recovered.unlearned, recovered.precision)?.value.value()?;
+        Some((survival, recovered.ratios.of_gap_to_target_same_precision.value()?))
+    });
+    let pairs: Vec<_> = pair.collect();
+    (spearman(&pairs), pairs.len())
+}
