@@ -52,7 +52,7 @@ impl Subject {
             spill: false,
             head_rows: config.vocab_size.next_multiple_of(FOLD_CHUNK),
         };
-        let sources = [Source { checkpoint, precision }];
+        let sources = [Source::new(&checkpoint, precision)];
         let llama = Llama::new(gpu, &sources, false, layout).expect("a device that holds it");
         let engine = Engine::new(vec!["bench".to_owned()], llama, Options::default());
         let mut subject = Self { engine, config };

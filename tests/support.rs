@@ -30,7 +30,7 @@ pub(crate) fn layout(tokens: usize) -> Layout {
 
 /// A checkpoint at a precision.
 pub(crate) fn source(checkpoint: &Arc<Checkpoint>, precision: Precision) -> Source {
-    Source { checkpoint: Arc::clone(checkpoint), precision }
+    Source::new(checkpoint, precision)
 }
 
 /// One arm on a GPU.

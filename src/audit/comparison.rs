@@ -121,7 +121,7 @@ impl Comparison {
                     checkpoint
                 }
             };
-            sources.push(Source { checkpoint, precision: *precision });
+            sources.push(Source::new(&checkpoint, *precision));
         }
         let Some((_, reference)) = opened.first() else {
             let expected = "a reference and at least one arm".to_owned();

@@ -207,7 +207,11 @@ pub fn four_way(findings: &Findings) -> Vec<FourWay> {
 
 /// A sum over answers by another one, with its interval; not finite, or undefined on a resample, where the lower is not
 /// positive.
-fn quotient(draws: &Resamples, upper: impl Fn(usize) -> f64, lower: impl Fn(usize) -> f64) -> Estimate {
+pub(super) fn quotient(
+    draws: &Resamples,
+    upper: impl Fn(usize) -> f64,
+    lower: impl Fn(usize) -> f64,
+) -> Estimate {
     let n = draws.examples();
     let (upper, lower): (Vec<f64>, Vec<f64>) = (0..n).map(|answer| (upper(answer), lower(answer))).unzip();
     let divide = |upper: f64, lower: f64| (lower > 0.0).then(|| upper / lower);

@@ -8,12 +8,15 @@
 //!
 //! [`Statistics`] says how sure those numbers are, [`verdicts`] what they amount to.
 //!
+//! [`Localize`] says which parts' quantization brings the forgotten back.
+//!
 //! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
 
 mod codes;
 mod comparison;
 mod divergence;
 mod findings;
+mod localize;
 mod plan;
 mod run;
 mod series;
@@ -26,6 +29,7 @@ pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
 pub use comparison::{ArmToken, Compared, Comparison, ComparisonPlan, Passages, Set, SetFound, position};
 pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
 pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference, Truths};
+pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};
 pub use plan::{Model, Plan, Request, Role};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};

@@ -139,8 +139,7 @@ impl Audit {
     #[must_use]
     pub fn sources(&self) -> Vec<Source> {
         let arms = self.arms();
-        arms.map(|(model, precision)| Source { checkpoint: Arc::clone(&self.checkpoints[model]), precision })
-            .collect()
+        arms.map(|(model, precision)| Source::new(&self.checkpoints[model], precision)).collect()
     }
 
     /// The arms' names, as [`Self::sources`]: model@precision.

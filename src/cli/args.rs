@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::judge::JudgeArgs;
-use crate::audit::SeriesRequest;
+use crate::audit::{By, Criteria, SeriesRequest};
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 use crate::metrics::membership::Corpus;
@@ -90,6 +90,19 @@ No forward pass and no device: both checkpoints are read once, block by block. S
 quantizing both checkpoints leaves; the lower it is, the more of the forgotten comes back. Schemes: int8, int4 (= \
 int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Codes(CodesArgs),
+
+    /// Say which layers' or modules' quantization alone brings the forgotten back, and what to keep at full precision
+    #[command(after_help = "\
+Examples:
+  undertext localize --target models/target --unlearned models/npo --data data/news
+  undertext localize --target T --unlearned U --data D --precision int4-g32 --by layer,module
+  undertext localize --target T --unlearned U --data D --limit 20 --json localize.json
+
+Every variant is quantized in one part only; all run in lockstep and fork where they begin to differ. Recovery is that of \
+the log-probability of the true answers on the forget set: 0 % as in the unlearned model at full precision, 100 % as in \
+the target at the same precision. With --by block the smallest set of blocks is sought that, kept at full precision, \
+holds recovery below --held-below.")]
+    Localize(LocalizeArgs),
 
     /// List the devices of this machine, best first
     #[command(after_help = "\
@@ -317,6 +330,54 @@ pub(super) struct CompareArgs {
     /// Quantize the output head too
     #[arg(long)]
     pub(super) quantize_head: bool,
+
+    #[command(flatten)]
+    pub(super) tune: TuneArgs,
+
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LocalizeArgs {
+    /// The checkpoint that learned everything
+    #[arg(long, value_name = "DIR")]
+    pub(super) target: PathBuf,
+
+    /// The checkpoint that was made to forget
+    #[arg(long, value_name = "DIR")]
+    pub(super) unlearned: PathBuf,
+
+    /// The questions, in MUSE's layout
+    #[arg(long, value_name = "DIR")]
+    pub(super) data: PathBuf,
+
+    /// What parts are quantized to
+    #[arg(long, value_name = "PRECISION", default_value = "int4-g128")]
+    pub(super) precision: Precision,
+
+    /// How the model is taken apart: block (a matrix of a layer), layer, module (a kind of matrix), prefix (the first layers)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "block,layer,module,prefix")]
+    pub(super) by: Vec<By>,
+
+    /// Use only the first N examples of each question set
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<usize>,
+
+    /// A recovery whose 95 % interval lies below this is none
+    #[arg(long, value_name = "SHARE", default_value_t = Criteria::default().held_below)]
+    pub(super) held_below: f64,
+
+    /// Resamples behind every interval
+    #[arg(long, value_name = "N", default_value_t = Criteria::default().resamples)]
+    pub(super) resamples: usize,
+
+    /// Seed of the resamples
+    #[arg(long, value_name = "N", default_value_t = Criteria::default().seed)]
+    pub(super) seed: u64,
 
     #[command(flatten)]
     pub(super) tune: TuneArgs,

@@ -17,8 +17,8 @@ use crate::report::{memory_text, schema};
 /// Most bytes that an arm's cache may take on the CPU, unless one task alone needs more.
 const CACHE_BYTES: usize = 512 << 20;
 
-/// Most bytes of weights of arms that an audit opens together on the CPU only to hold them against each other.
-const CPU_BYTES: u64 = 4 << 30;
+/// Most bytes of weights of arms that are opened together on the CPU, to hold them against each other.
+const CPU_BYTES: u64 = 8 << 30;
 
 /// Arms that can be opened.
 #[derive(Debug)]
@@ -117,15 +117,21 @@ impl OpenArms for &Arms<'_> {
             // The CPU pass shares nothing between arms: one at a time takes the least memory.
             None if !self.compared.get() => Ok(arms.map(|arm| arm..arm + 1).collect()),
             None => {
-                let sizes = Sizes::of(&self.sources[arms.clone()], self.quantize_head, FOLD_CHUNK)?;
-                if self.may_part && sizes.weights > CPU_BYTES {
-                    notice(
-                        "the arms' weights are too large to hold their logits against each other on the CPU",
-                    );
-                    self.compared.set(false);
-                    return Ok(arms.map(|arm| arm..arm + 1).collect());
+                // On the CPU nothing is shared between arms.
+                let each = |source: &Source| {
+                    Ok(Sizes::of(std::slice::from_ref(source), self.quantize_head, FOLD_CHUNK)?.weights)
+                };
+                let needed = self.sources[arms.clone()].iter().map(each).sum::<Result<u64>>()?;
+                if needed <= CPU_BYTES {
+                    return Ok(vec![arms]);
                 }
-                Ok(vec![arms])
+                if !self.may_part {
+                    let source_of_budget = "what is used on the CPU for arms that run together".to_owned();
+                    return Err(Error::MemoryTooSmall { needed, budget: CPU_BYTES, source_of_budget });
+                }
+                notice("the arms' weights are too large to hold their logits against each other on the CPU");
+                self.compared.set(false);
+                Ok(arms.map(|arm| arm..arm + 1).collect())
             }
             Some(budget) => self.lay_out(arms, halvings, budget),
         }
@@ -143,8 +149,7 @@ impl OpenArms for &Arms<'_> {
             (Device::Cpu, _) => {
                 let load = |source: &Source| {
                     let tokens = cache_tokens(source, &self.needs);
-                    let reference =
-                        Reference::load(&source.checkpoint, source.precision, self.quantize_head, tokens)?;
+                    let reference = Reference::load_source(source, self.quantize_head, tokens)?;
                     Ok(reference.with_kv_f16(self.memory.kv == KvFormat::F16))
                 };
                 Ok(Box::new(Each(sources.iter().map(load).collect::<Result<_>>()?)))

@@ -34,7 +34,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let stop = checkpoint.config().eos.clone();
     let tasks = [Task { tokens: prompt_ids, ask: Ask::Generate { max_new, stop } }];
     let name = model.display().to_string();
-    let source = Source { checkpoint: Arc::clone(&checkpoint), precision };
+    let source = Source::new(&checkpoint, precision);
     let (lockstep, laid_out) = open_one(&device, source, &name, quantize_head, Needs::of(&tasks), &memory)?;
     let mut engine = Engine::new(vec![name], lockstep, Options::default());
     let mut observations = Vec::new();

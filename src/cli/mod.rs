@@ -13,6 +13,7 @@ mod device;
 mod devices;
 mod generate;
 mod judge;
+mod localize;
 mod memory;
 mod output;
 mod progress;
@@ -45,6 +46,7 @@ where
         args::Command::Generate(args) => generate::run(args),
         args::Command::Codes(args) => codes::run(args),
         args::Command::Compare(args) => compare::run(args),
+        args::Command::Localize(args) => localize::run(args),
         args::Command::Devices(args) => devices::run(&args),
     };
     match result {

@@ -19,6 +19,7 @@ mod reader;
 mod run;
 mod scratch;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,6 +45,25 @@ pub struct Source {
     pub checkpoint: Arc<Checkpoint>,
     /// How its matrices are kept.
     pub precision: Precision,
+    /// Names of the tensors that this is true of, the others being kept as stored; all of them if there is no list.
+    pub only: Option<Arc<BTreeSet<String>>>,
+}
+
+impl Source {
+    /// All matrices at one precision.
+    #[must_use]
+    pub fn new(checkpoint: &Arc<Checkpoint>, precision: Precision) -> Self {
+        Self { checkpoint: Arc::clone(checkpoint), precision, only: None }
+    }
+
+    /// How a tensor is kept.
+    #[must_use]
+    pub fn precision_of(&self, tensor: &str) -> Precision {
+        match &self.only {
+            Some(only) if !only.contains(tensor) => Precision::Full,
+            _ => self.precision,
+        }
+    }
 }
 
 /// Arms on the GPU, in lockstep.

@@ -22,7 +22,7 @@ use self::matrix::Matrix;
 use self::panels::Panels;
 use super::rope::rotary_table;
 use super::weights::{EMBEDDING, FINAL_NORM, Linear, Norm, head_name};
-use super::{Batch, Capacity, Counters, Folded, Forward, Logits, PAGE, Place};
+use super::{Batch, Capacity, Counters, Folded, Forward, Logits, PAGE, Place, Source};
 use crate::checkpoint::{Checkpoint, Config, Tensor};
 use crate::error::{Error, Result};
 use crate::quant::{self, Packed, Precision};
@@ -86,6 +86,32 @@ impl Reference {
         quantize_head: bool,
         cache_tokens: usize,
     ) -> Result<Self> {
+        Self::load_mixed(checkpoint, precision, |_| precision, quantize_head, cache_tokens)
+    }
+
+    /// [`Self::load`] of an arm whose matrices may be of several precisions.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
+    pub fn load_source(source: &Source, quantize_head: bool, cache_tokens: usize) -> Result<Self> {
+        let of = |tensor: &str| source.precision_of(tensor);
+        Self::load_mixed(
+            &source.checkpoint,
+            source.precision_of(head_name(&source.checkpoint)?),
+            of,
+            quantize_head,
+            cache_tokens,
+        )
+    }
+
+    fn load_mixed(
+        checkpoint: &Checkpoint,
+        precision: Precision,
+        precision_of: impl Fn(&str) -> Precision,
+        quantize_head: bool,
+        cache_tokens: usize,
+    ) -> Result<Self> {
         let start = Instant::now();
         let read_before = checkpoint.tensors().bytes_read();
         let config = checkpoint.config().clone();
@@ -103,7 +129,7 @@ impl Reference {
             }
         };
         drop(stored);
-        let layers = (0..config.layers).map(|layer| Layer::load(checkpoint, layer, precision, pages));
+        let layers = (0..config.layers).map(|layer| Layer::load(checkpoint, layer, &precision_of, pages));
         let layers = layers.collect::<Result<_>>()?;
         let norm = vector(checkpoint, FINAL_NORM, &[d])?;
         let mut counters =
@@ -219,11 +245,18 @@ impl Logits for Reference {
 }
 
 impl Layer {
-    fn load(checkpoint: &Checkpoint, layer: usize, precision: Precision, pages: usize) -> Result<Self> {
+    fn load(
+        checkpoint: &Checkpoint,
+        layer: usize,
+        precision_of: &impl Fn(&str) -> Precision,
+        pages: usize,
+    ) -> Result<Self> {
         let config = checkpoint.config();
         let matrix = |linear: Linear| {
             let shape = linear.shape(config);
-            let stored = checkpoint.tensors().read(&linear.name(layer), &shape)?;
+            let name = linear.name(layer);
+            let stored = checkpoint.tensors().read(&name, &shape)?;
+            let precision = precision_of(&name);
             let bias = linear.bias(checkpoint, layer)?.map(|tensor| tensor.to_f32());
             Ok(Matrix { weights: Arc::new(panels(&stored, shape, precision)), bias })
         };

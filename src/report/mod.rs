@@ -5,12 +5,14 @@ pub mod compare;
 pub mod divergence;
 pub mod judgement;
 mod judgement_text;
+pub mod localize;
 mod memory;
 pub mod schema;
 mod table;
 
 pub use codes::codes_text;
 pub use compare::{Comparisons, compare_text};
+pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};

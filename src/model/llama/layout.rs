@@ -92,9 +92,12 @@ impl Sizes {
         for source in sources {
             let same =
                 |known: &&mut (&Source, _)| std::sync::Arc::ptr_eq(&known.0.checkpoint, &source.checkpoint);
+            // Some of the matrices of an arm with a list are kept as stored.
+            let stored = source.only.as_ref().map(|_| Precision::Full);
+            let own = std::iter::once(source.precision).chain(stored);
             match by_checkpoint.iter_mut().find(same) {
-                Some((_, precisions)) => precisions.push(source.precision),
-                None => by_checkpoint.push((source, vec![source.precision])),
+                Some((_, precisions)) => precisions.extend(own),
+                None => by_checkpoint.push((source, own.collect())),
             }
         }
         let Some((first, _)) = by_checkpoint.first() else {

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::gpu::{Buffer, Gpu};
 use crate::kernels::{Finish, Matmul, Matrix, Matvec, Packer, Stored};
 use crate::model::weights::EMBEDDING;
-use crate::quant::{Precision, Scheme};
+use crate::quant::Scheme;
 
 /// All arms' weights, resident or passing through.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub(super) struct Loader {
     gpu: Arc<Gpu>,
     /// Each once.
     checkpoints: Vec<Arc<Checkpoint>>,
-    /// By arm: which checkpoint, and at which precision.
-    arms: Vec<(usize, Precision)>,
+    /// By arm: which checkpoint, and what is made of it.
+    arms: Vec<(usize, Source)>,
     quantize_head: bool,
     residence: Residence,
     kinds: Vec<Kind>,
@@ -75,13 +75,14 @@ impl Loader {
         let start = Instant::now();
         let mut checkpoints: Vec<Arc<Checkpoint>> = Vec::new();
         let mut arms = Vec::new();
-        for Source { checkpoint, precision } in sources {
+        for source in sources {
+            let checkpoint = &source.checkpoint;
             let found = checkpoints.iter().position(|known| Arc::ptr_eq(known, checkpoint));
             let number = found.unwrap_or_else(|| {
                 checkpoints.push(Arc::clone(checkpoint));
                 checkpoints.len() - 1
             });
-            arms.push((number, *precision));
+            arms.push((number, source.clone()));
         }
         let config = sources.first().map(|source| source.checkpoint.config());
         let embeddings = checkpoints.iter().map(Embedding::new).collect::<Result<_>>()?;
@@ -268,8 +269,9 @@ impl Loader {
                 Role::Matrix { .. } => {
                     let users = self.arms.iter().filter(|(c, _)| self.owner(block, *c, &part.name) == owner);
                     let mut schemes: Vec<_> = users
-                        .map(|(_, precision)| {
-                            self.kinds[block].scheme(tensor.dtype, *precision, self.quantize_head)
+                        .map(|(_, source)| {
+                            let precision = source.precision_of(&part.name);
+                            self.kinds[block].scheme(tensor.dtype, precision, self.quantize_head)
                         })
                         .collect();
                     schemes.sort_unstable();
@@ -289,7 +291,7 @@ impl Loader {
         let kind = self.kinds[block].clone();
         let mut known: HashMap<Vec<(usize, Option<Scheme>)>, Arc<Block>> = HashMap::new();
         let mut blocks = Vec::with_capacity(self.arms.len());
-        for (checkpoint, precision) in self.arms.clone() {
+        for (checkpoint, source) in self.arms.clone() {
             let parts = kind.parts(&self.checkpoints[checkpoint])?;
             let mut key = Vec::with_capacity(parts.len());
             let mut things = Vec::with_capacity(parts.len());
@@ -300,7 +302,9 @@ impl Loader {
                 };
                 let scheme = match thing {
                     Made::Vector(_) => None,
-                    Made::Matrices(stored, _) => Some(kind.scheme(*stored, precision, self.quantize_head)),
+                    Made::Matrices(stored, _) => {
+                        Some(kind.scheme(*stored, source.precision_of(&part.name), self.quantize_head))
+                    }
                 };
                 key.push((owner, scheme));
                 things.push((part, thing, scheme));
