@@ -10,7 +10,7 @@ use undertext::engine::{Answered, Ask, Engine, Observation, Options, Task};
 use undertext::gpu::Gpu;
 use undertext::kernels::{FOLD_CHUNK, TOP};
 use undertext::metrics::divergence::{Divergence, entropy, log_sum_exp};
-use undertext::model::{Each, Llama, Lockstep, PAGE, Pair, Reference, Source};
+use undertext::model::{Comparing, Each, Llama, Lockstep, PAGE, Pair, Reference, Source};
 use undertext::quant::{Precision, Scheme};
 
 use crate::adapters;
@@ -73,7 +73,9 @@ fn pairs() -> Vec<Pair> {
 
 fn compared<L: Lockstep>(model: L, options: Options, tasks: &[Task]) -> Answered {
     let names = (0..model.arms()).map(|arm| format!("arm {arm}")).collect();
-    Engine::new(names, model, options).compare(tasks, &pairs(), &mut |_| Ok(())).unwrap()
+    Engine::new(names, model, options)
+        .compare(tasks, Comparing { pairs: &pairs(), detailed: true }, &mut |_| Ok(()))
+        .unwrap()
 }
 
 /// Everything that was answered, bit for bit.
@@ -157,6 +159,14 @@ fn comparisons_do_not_depend_on_batches_or_layout() {
         let apart = |pair: usize| want.pairs[pair].iter().flatten().map(|apart| apart.kl).sum::<f64>();
         assert!(apart(0) == 0.0 && apart(1) > 0.0 && apart(2) > apart(1) && apart(5) > 0.0, "{name}");
         assert_eq!(want.pairs[1], want.pairs[7], "{name}: asked twice");
+        let names = (0..sources.len()).map(|arm| format!("arm {arm}")).collect();
+        let plain = Comparing { pairs: &pairs(), detailed: false };
+        let plain = Engine::new(names, open(layout(1024)), Options::default())
+            .compare(&tasks, plain, &mut |_| Ok(()))
+            .unwrap();
+        assert_eq!(plain.pairs, want.pairs, "{name}: without details");
+        let Observation::Scored { details, .. } = &plain.arms[0].as_ref().unwrap()[8] else { unreachable!() };
+        assert!(details.is_empty());
         let other = |what: &str, answered: Answered| assert!(same(&answered, &want), "{name}: {what}");
         other("streamed", compared(open(streamed(true, false, 1024)), Options::default(), &tasks));
         other("streams on the host", compared(open(streamed(false, true, 512)), Options::default(), &tasks));
@@ -286,7 +296,9 @@ fn comparisons_are_numpys_on_transformers_logits() {
             let names = vec!["reference".to_owned(), "arm".to_owned()];
             let pair = [Pair { reference: 0, arm: 1 }];
             Engine::new(names, model(), Options::default())
-                .compare(std::slice::from_ref(&task), &pair, &mut |_| Ok(()))
+                .compare(std::slice::from_ref(&task), Comparing { pairs: &pair, detailed: true }, &mut |_| {
+                    Ok(())
+                })
                 .unwrap()
         };
         let cpu = ask(&mut || {

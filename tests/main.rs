@@ -19,6 +19,7 @@ mod family;
 mod golden;
 mod kernels;
 mod llama;
+mod localize;
 mod lockstep;
 mod metrics;
 mod quant;

@@ -9,8 +9,8 @@ use undertext::engine::{Engine, Finished, Observation, Options, Task};
 use undertext::gpu::Gpu;
 use undertext::kernels::{FOLD_CHUNK, KvFormat};
 use undertext::model::{
-    Batch, Capacity, Compared, Counters, Each, Folded, Forward, Layout, Llama, Lockstep, PAGE, Pair, Pass,
-    Residence, Room, Share, Source, Work,
+    Batch, Capacity, Compared, Comparing, Counters, Each, Folded, Forward, Layout, Llama, Lockstep, PAGE,
+    Pass, Residence, Room, Share, Source, Work,
 };
 use undertext::quant::Precision;
 
@@ -91,8 +91,8 @@ impl<L: Lockstep> Lockstep for SmallRoom<L> {
         self.0.run(pass)
     }
 
-    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> undertext::Result<Compared> {
-        self.0.compare(batches, pairs)
+    fn compare(&mut self, batches: &[Batch], what: Comparing<'_>) -> undertext::Result<Compared> {
+        self.0.compare(batches, what)
     }
 
     fn counters(&self) -> Counters {

@@ -8,7 +8,7 @@ use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Answered, Ask, Engine, Finished, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
 use crate::metrics::agreement::{Agreement, Position, estimate};
-use crate::model::{Counters, Detail, Lockstep, Pair, Source, check_tensors};
+use crate::model::{Comparing, Counters, Detail, Lockstep, Pair, Source, check_tensors};
 use crate::quant::{Precision, Scheme};
 use crate::suite::Muse;
 use crate::suite::muse::Metric;
@@ -217,7 +217,8 @@ impl Comparison {
             tell(finished.done);
             Ok(())
         };
-        let mut apart = engine.compare(&self.tasks, &pairs, &mut told)?;
+        let what = Comparing { pairs: &pairs, detailed: true };
+        let mut apart = engine.compare(&self.tasks, what, &mut told)?;
         let answered = std::mem::take(&mut apart.arms).into_iter().collect::<Result<Vec<_>>>()?;
         let mut compared = Compared {
             sets: Vec::new(),

@@ -1,7 +1,6 @@
 //! The four-way picture of logits: unlearned against target, at full precision and quantized, and each against its own full
 //! precision, on the true answers.
 
-use super::comparison::position;
 use super::findings::Findings;
 use super::plan::{Plan, Role};
 use super::statistics::{Estimate, Interval};
@@ -123,21 +122,20 @@ pub(super) fn apart(
     sets: [std::ops::Range<usize>; 2],
 ) -> Vec<Apart> {
     let scored = |arm: usize, task: usize| match answered.arms[arm].as_ref().ok().map(|tasks| &tasks[task]) {
-        Some(Observation::Scored { log_probs, details, .. }) => Some((log_probs, details)),
+        Some(Observation::Scored { argmax, .. }) => Some(argmax),
         _ => None,
     };
     let mut found = Vec::new();
     for (pair, tasks) in pairs.iter().zip(&answered.pairs) {
         for (set, range) in AnswerSet::ALL.into_iter().zip(sets.clone()) {
             let answer = |task: usize| {
-                let ((p, reference), (q, own)) = (scored(pair.reference, task)?, scored(pair.arm, task)?);
+                let (reference, own) = (scored(pair.reference, task)?, scored(pair.arm, task)?);
                 let mut sum = AnswerApart::default();
                 for (at, apart) in tasks[task].iter().enumerate() {
-                    let position = position([p[at], q[at]], [&reference[at], &own[at]], *apart);
                     sum.positions += 1;
                     sum.kl += apart.kl;
                     sum.reverse_kl += apart.reverse_kl;
-                    sum.same_top += usize::from(position.same_top);
+                    sum.same_top += usize::from(reference[at] == own[at]);
                 }
                 Some(sum)
             };

@@ -10,7 +10,7 @@ use super::plan::{Model, Plan};
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Answered, Engine, Finished, Needs, Observation, Options};
 use crate::error::{Error, Result};
-use crate::model::{Counters, Lockstep, Source, check_tensors, stored_scheme};
+use crate::model::{Comparing, Counters, Lockstep, Source, check_tensors, stored_scheme};
 use crate::quant::{Precision, Scheme};
 use crate::suite::Muse;
 use crate::suite::muse::{self, Answers, Prepared};
@@ -254,7 +254,11 @@ impl Audit {
         let truths = self.questions.truths(muse::Metric::VerbmemForget).start;
         let mut compared = Answered::default();
         if !pairs.is_empty() {
-            compared = engine.compare(&tasks[truths..], &pairs, &mut |finished| tell(finished, 0))?;
+            compared = engine.compare(
+                &tasks[truths..],
+                Comparing { pairs: &pairs, detailed: false },
+                &mut |finished| tell(finished, 0),
+            )?;
             before = arms.len() * (tasks.len() - truths);
         }
         let rest = if pairs.is_empty() { tasks } else { &tasks[..truths] };

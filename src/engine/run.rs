@@ -9,7 +9,7 @@ use super::sequence::Sequence;
 use super::{Answered, Observation, Task};
 use crate::error::{Error, Result};
 use crate::metrics::divergence::Divergence;
-use crate::model::{Compared, Counters, Detail, Folded, Lockstep, PAGE, Pair, Pass, Room, Work};
+use crate::model::{Compared, Comparing, Counters, Detail, Folded, Lockstep, PAGE, Pass, Room, Work};
 
 /// How an [`Engine`] works; no choice changes an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,11 +110,11 @@ impl<L: Lockstep> Engine<L> {
         tasks: &[Task],
         tell: &mut dyn FnMut(Finished<'_>) -> Result<()>,
     ) -> Result<Vec<Result<Vec<Observation>>>> {
-        Ok(self.compare(tasks, &[], tell)?.arms)
+        Ok(self.compare(tasks, Comparing::default(), tell)?.arms)
     }
 
-    /// [`Self::run`], and the arms of each of the `pairs` held against each other wherever tokens are scored; with
-    /// pairs, every arm's scores come with their [`Detail`]s.
+    /// [`Self::run`], and the arms of each pair held against each other wherever tokens are scored; every arm's scores come
+    /// with their [`Detail`]s if these are wanted.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl<L: Lockstep> Engine<L> {
     pub fn compare(
         &mut self,
         tasks: &[Task],
-        pairs: &[Pair],
+        what: Comparing<'_>,
         tell: &mut dyn FnMut(Finished<'_>) -> Result<()>,
     ) -> Result<Answered> {
         self.check(tasks)?;
@@ -140,7 +140,7 @@ impl<L: Lockstep> Engine<L> {
         let arms = self.arms.len();
         let mut answers = Answers {
             arms: (0..arms).map(|_| Ok(vec![None; tasks.len()])).collect(),
-            pairs: vec![vec![Vec::new(); tasks.len()]; pairs.len()],
+            pairs: vec![vec![Vec::new(); tasks.len()]; what.pairs.len()],
             repeated,
             done: 0,
             total: arms * tasks.len(),
@@ -166,7 +166,7 @@ impl<L: Lockstep> Engine<L> {
             }
         };
         let (scores, prompts) = (waiting(scores), waiting(prompts));
-        self.score(tasks, &scores, pairs, &mut answers)?;
+        self.score(tasks, &scores, what, &mut answers)?;
         self.generate(&prompts, &mut answers)?;
 
         let observations = |arm: Result<Vec<Option<Observation>>>| Ok(arm?.into_iter().flatten().collect());
@@ -178,7 +178,7 @@ impl<L: Lockstep> Engine<L> {
         &mut self,
         tasks: &[Task],
         waiting: &[Waiting<'_>],
-        pairs: &[Pair],
+        what: Comparing<'_>,
         answers: &mut Answers<'_>,
     ) -> Result<()> {
         let room = self.model.room(Work::Score);
@@ -189,14 +189,14 @@ impl<L: Lockstep> Engine<L> {
                 let pass = Scoring::next(&mut queue, room);
                 let rows = pass.owners.len();
                 let expected = vec![rows; self.arms.len()];
-                let Compared { folded, details, pairs: apart } = if pairs.is_empty() {
+                let Compared { folded, details, pairs: apart } = if what.pairs.is_empty() && !what.detailed {
                     let folded =
                         self.ask(Work::Score, &expected, |model| model.run(Pass::Score(&pass.batches)))?;
                     Compared { folded, ..Compared::default() }
                 } else {
                     let mut rest = Compared::default();
                     let folded = self.ask(Work::Score, &expected, |model| {
-                        rest = model.compare(&pass.batches, pairs)?;
+                        rest = model.compare(&pass.batches, what)?;
                         Ok(std::mem::take(&mut rest.folded))
                     })?;
                     Compared { folded, ..rest }
@@ -214,7 +214,7 @@ impl<L: Lockstep> Engine<L> {
                     }
                     let mut texts: HashMap<usize, Vec<(&Folded, Option<Detail>)>> = HashMap::new();
                     for (row, ((task, _), folded)) in pass.owners.iter().zip(folded).enumerate() {
-                        let detail = details.get(arm).map(|details| details[row]);
+                        let detail = details.get(arm).and_then(|details| details.get(row)).copied();
                         texts.entry(*task).or_default().push((folded, detail));
                     }
                     for index in &pass.finished {

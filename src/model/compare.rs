@@ -16,6 +16,15 @@ pub struct Pair {
     pub arm: usize,
 }
 
+/// What is held against each other, and how closely arms are looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Comparing<'a> {
+    /// Pairs of arms.
+    pub pairs: &'a [Pair],
+    /// Whether every arm's [`Detail`]s are wanted: likeliest tokens take time to find.
+    pub detailed: bool,
+}
+
 /// What there is to know of an arm's distribution at one position, besides [`Folded`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Detail {
@@ -32,7 +41,7 @@ pub struct Detail {
 pub struct Compared {
     /// By arm, then by row.
     pub folded: Vec<Vec<Folded>>,
-    /// By arm, then by row.
+    /// By arm, then by row; no rows if they were not asked for.
     pub details: Vec<Vec<Detail>>,
     /// By pair, then by row.
     pub pairs: Vec<Vec<Divergence>>,
@@ -73,7 +82,7 @@ impl Seen {
 pub(super) fn compare_each<F: Forward>(
     arms: &mut [F],
     batches: &[Batch],
-    pairs: &[Pair],
+    Comparing { pairs, detailed }: Comparing<'_>,
 ) -> Result<Compared> {
     let mut compared = Compared {
         folded: vec![Vec::new(); arms.len()],
@@ -104,7 +113,7 @@ pub(super) fn compare_each<F: Forward>(
                     arm.logits().map_or_else(Vec::new, |arm| arm.chunk(batch, hidden, first..first + n)),
                 );
             }
-            for ((seen, folded), chunk) in seen.iter_mut().zip(&folded).zip(&chunks) {
+            for ((seen, folded), chunk) in seen.iter_mut().zip(&folded).zip(&chunks).filter(|_| detailed) {
                 let rows = seen.par_iter_mut().zip(folded).zip(chunk.par_chunks(n)).zip(&batch.wanted);
                 rows.for_each(|(((seen, folded), logits), wanted)| {
                     seen.add(first, logits, folded, wanted.given);
@@ -122,7 +131,7 @@ pub(super) fn compare_each<F: Forward>(
         for (all, folded) in compared.folded.iter_mut().zip(folded) {
             all.extend(folded);
         }
-        for (all, seen) in compared.details.iter_mut().zip(&seen) {
+        for (all, seen) in compared.details.iter_mut().zip(&seen).filter(|_| detailed) {
             all.extend(seen.iter().map(Seen::detail));
         }
         for (all, sums) in compared.pairs.iter_mut().zip(sums) {

@@ -30,7 +30,7 @@ use self::job::Pool;
 use self::loader::Loader;
 use self::scratch::Scratch;
 use super::rope::rotary_table;
-use super::{Batch, Capacity, Compared, Counters, Folded, Lockstep, PAGE, Pair, Pass, Room, Work};
+use super::{Batch, Capacity, Compared, Comparing, Counters, Folded, Lockstep, PAGE, Pass, Room, Work};
 use crate::checkpoint::{Checkpoint, Config};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -212,10 +212,10 @@ impl Lockstep for Llama {
         answers
     }
 
-    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared> {
+    fn compare(&mut self, batches: &[Batch], what: Comparing<'_>) -> Result<Compared> {
         let (inputs, jobs) = self.start(Pass::Score(batches), 2)?;
         let jobs = self.layers(&inputs, jobs)?;
-        let compared = self.compared(&inputs, &jobs, pairs);
+        let compared = self.compared(&inputs, &jobs, what);
         self.pool.give(jobs);
         compared
     }

@@ -1,6 +1,6 @@
 //! Many arms behind one trait: a pass over the weights serves all of them.
 
-use super::compare::{Compared, Pair, compare_each};
+use super::compare::{Compared, Comparing, compare_each};
 use super::{Batch, Capacity, Counters, Folded, Forward};
 use crate::error::Result;
 
@@ -57,7 +57,7 @@ pub trait Lockstep {
     /// # Errors
     ///
     /// As [`Self::run`].
-    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared>;
+    fn compare(&mut self, batches: &[Batch], what: Comparing<'_>) -> Result<Compared>;
 
     /// What was done so far; the engine adds token counts and seconds of its own.
     fn counters(&self) -> Counters;
@@ -76,8 +76,8 @@ impl<L: Lockstep + ?Sized> Lockstep for Box<L> {
         (**self).run(pass)
     }
 
-    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared> {
-        (**self).compare(batches, pairs)
+    fn compare(&mut self, batches: &[Batch], what: Comparing<'_>) -> Result<Compared> {
+        (**self).compare(batches, what)
     }
 
     fn counters(&self) -> Counters {
@@ -128,8 +128,8 @@ impl<F: Forward> Lockstep for Each<F> {
         Ok(answers)
     }
 
-    fn compare(&mut self, batches: &[Batch], pairs: &[Pair]) -> Result<Compared> {
-        compare_each(&mut self.0, batches, pairs)
+    fn compare(&mut self, batches: &[Batch], what: Comparing<'_>) -> Result<Compared> {
+        compare_each(&mut self.0, batches, what)
     }
 
     fn counters(&self) -> Counters {

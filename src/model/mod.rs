@@ -8,7 +8,7 @@ mod reference;
 mod rope;
 mod weights;
 
-pub use compare::{Compared, Detail, Pair};
+pub use compare::{Compared, Comparing, Detail, Pair};
 pub use forward::{Batch, Capacity, Counters, Folded, Forward, Logits, PAGE, Phase, Place, Seconds, Wanted};
 pub use llama::{Layout, Llama, Residence, Share, Sizes, Source};
 pub use lockstep::{Each, Lockstep, Pass, Room, Work};

@@ -21,7 +21,7 @@ use crate::engine::{Engine, Finished, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
 use crate::metrics::bootstrap::Resamples;
 use crate::metrics::mean_percent;
-use crate::model::{Counters, Lockstep, Pair, Source, check_tensors};
+use crate::model::{Comparing, Counters, Lockstep, Pair, Source, check_tensors};
 use crate::quant::Precision;
 use crate::suite::Muse;
 use crate::suite::muse::Metric;
@@ -197,7 +197,8 @@ impl Localize {
             open.answered(finished.done, finished.total);
             Ok(())
         };
-        let answered = engine.compare(&self.tasks, &pairs, &mut tell)?;
+        let what = Comparing { pairs: &pairs, detailed: false };
+        let answered = engine.compare(&self.tasks, what, &mut tell)?;
         counters.add(&engine.counters());
         let mut arms = answered.arms.into_iter();
         arms.next().transpose()?;

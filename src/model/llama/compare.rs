@@ -11,7 +11,7 @@ use crate::kernels::{
     DivergeOperands, DivergenceState, EntropyOperands, EntropyState, FoldState, TOP, TopEntry,
 };
 use crate::metrics::divergence::Divergence;
-use crate::model::{Compared, Detail, Pair};
+use crate::model::{Compared, Comparing, Detail};
 
 /// The two ends that pairs of arms come down to, and where their sums begin.
 #[derive(Clone, Copy, Debug)]
@@ -27,9 +27,9 @@ impl Llama {
         &mut self,
         inputs: &[Inputs<'_>],
         jobs: &[Job],
-        pairs: &[Pair],
+        Comparing { pairs, detailed }: Comparing<'_>,
     ) -> Result<Compared> {
-        let ends = self.fold(inputs, jobs, true)?;
+        let ends = self.fold(inputs, jobs, detailed)?;
         let end_of = |arm: usize| ends.ends.iter().position(|end| end.arms.contains(&arm));
         let mut sides: Vec<Sides> = Vec::new();
         // Every end has as many rows: all arms run the same batches.
@@ -47,17 +47,10 @@ impl Llama {
             }
         }
         if rows > 0 {
-            self.diverge(inputs, &ends, &sides, sides.len() * rows)?;
+            self.diverge(inputs, &ends, &sides, detailed)?;
         }
         let folded = self.folded(inputs, &ends)?;
-        let details: Vec<EntropyState> = self.scratch.details.read(&self.gpu, ends.rows)?;
-        let details = self.by_arm(inputs, &ends, &details, |state| (state.entropy, state.before));
-        let tops: Vec<[TopEntry; TOP]> = self.scratch.tops.read(&self.gpu, ends.rows)?;
-        let tops = self.by_arm(inputs, &ends, &tops, |top| top.map(|entry| entry.token));
-        let detail = |((entropy, before), top)| Detail { entropy: f64::from(entropy), rank: before + 1, top };
-        let details = details.into_iter().zip(tops);
-        let details = details.map(|(own, tops)| own.into_iter().zip(tops).map(detail).collect()).collect();
-
+        let details = if detailed { self.details(inputs, &ends)? } else { vec![Vec::new(); self.arms] };
         let sums: Vec<DivergenceState> = self.scratch.sums.read(&self.gpu, sides.len() * rows)?;
         let divergence = |sum: &DivergenceState| {
             let [kl, reverse_kl, jensen_shannon, total_variation] = sum.map(f64::from);
@@ -80,17 +73,32 @@ impl Llama {
         Ok(Compared { folded, details, pairs })
     }
 
-    /// The second run of the head. The sums of all sides take `rows` rows.
+    /// What the two runs left of each row besides its statistics, by arm.
+    fn details(&self, inputs: &[Inputs<'_>], ends: &Ends<'_>) -> Result<Vec<Vec<Detail>>> {
+        let states: Vec<EntropyState> = self.scratch.details.read(&self.gpu, ends.rows)?;
+        let states = self.by_arm(inputs, ends, &states, |state| (state.entropy, state.before));
+        let tops: Vec<[TopEntry; TOP]> = self.scratch.tops.read(&self.gpu, ends.rows)?;
+        let tops = self.by_arm(inputs, ends, &tops, |top| top.map(|entry| entry.token));
+        let detail = |((entropy, before), top)| Detail { entropy: f64::from(entropy), rank: before + 1, top };
+        Ok(states
+            .into_iter()
+            .zip(tops)
+            .map(|(own, tops)| own.into_iter().zip(tops).map(detail).collect())
+            .collect())
+    }
+
+    /// The second run of the head.
     fn diverge(
         &mut self,
         inputs: &[Inputs<'_>],
         ends: &Ends<'_>,
         sides: &[Sides],
-        rows: usize,
+        detailed: bool,
     ) -> Result<()> {
         let states = self.scratch.states.reserve::<FoldState>(&self.gpu, ends.rows)?;
         let details = self.scratch.details.reserve::<EntropyState>(&self.gpu, ends.rows)?;
-        let sums = self.scratch.sums.reserve::<DivergenceState>(&self.gpu, rows.max(1))?;
+        let rows = ends.rows / ends.ends.len().max(1);
+        let sums = self.scratch.sums.reserve::<DivergenceState>(&self.gpu, (sides.len() * rows).max(1))?;
         self.scratch.reserve_sides(&self.gpu, ends.ends.len())?;
         for number in 2 * self.config.layers..self.loader.blocks() {
             let blocks = self.loader.take(number)?;
@@ -116,14 +124,16 @@ impl Llama {
                         let [normed, logits] = &self.scratch.sides[index];
                         let head = head_of(&blocks, end.arms[0]);
                         Head::chunk(&mut commands, head, inputs, (first, n), [normed, logits]);
-                        let own = part::<EntropyState>(&details, rows_of(index), wanted);
-                        let operands = EntropyOperands {
-                            logits,
-                            given: &inputs.given,
-                            states: &state(index),
-                            details: &own,
-                        };
-                        self.head.entropy.record(&mut commands, operands, wanted, n, token);
+                        if detailed {
+                            let own = part::<EntropyState>(&details, rows_of(index), wanted);
+                            let operands = EntropyOperands {
+                                logits,
+                                given: &inputs.given,
+                                states: &state(index),
+                                details: &own,
+                            };
+                            self.head.entropy.record(&mut commands, operands, wanted, n, token);
+                        }
                     }
                     for side in sides {
                         let logits = |end: usize| -> &Buffer { &self.scratch.sides[end][1] };
