@@ -1,13 +1,17 @@
 //! The families of the prefill product and the table of their tiles.
 
-use super::link::{file, plain};
+use super::link::{SILU, file, plain};
 use super::matmul::{Finish, PRODUCT};
+use super::pack::small;
 use crate::gpu::{Gpu, Grid, Source};
 use crate::quant::Scheme;
 
 /// How many lanes of a subgroup share out the activations: the largest number that the device's smallest
 /// subgroup has.
 const SUBGROUP_LANES: [u32; 3] = [4, 8, 32];
+
+/// Tokens of the smaller form of a family that has two.
+const LEFT_OVER: usize = 16;
 
 /// How operands travel to the lanes that multiply them, and how many sums a lane holds. All families add up in the
 /// same order.
@@ -21,6 +25,9 @@ pub enum Family {
     Subgroup16x8,
     /// As [`Self::Subgroup`], 32 tokens by 4 columns: weights are loaded and converted half as often.
     Subgroup32x4,
+    /// As [`Self::Subgroup`], 64 tokens by 12 columns: few loads, for a device on which they are slow; 16 tokens where
+    /// there are fewer.
+    Subgroup64x12,
     /// A workgroup shares tiles of both operands in its memory.
     Shared,
 }
@@ -38,8 +45,14 @@ struct Tile {
 
 impl Family {
     /// All of them; the safe default first.
-    pub const ALL: [Self; 5] =
-        [Self::Register, Self::Subgroup, Self::Subgroup16x8, Self::Subgroup32x4, Self::Shared];
+    pub const ALL: [Self; 6] = [
+        Self::Register,
+        Self::Subgroup,
+        Self::Subgroup16x8,
+        Self::Subgroup32x4,
+        Self::Subgroup64x12,
+        Self::Shared,
+    ];
 
     /// Its name in records and in the tuner's file.
     #[must_use]
@@ -49,18 +62,20 @@ impl Family {
             Self::Subgroup => "subgroup",
             Self::Subgroup16x8 => "subgroup-16x8",
             Self::Subgroup32x4 => "subgroup-32x4",
+            Self::Subgroup64x12 => "subgroup-64x12",
             Self::Shared => "shared",
         }
     }
 
-    /// Whether the device has what it needs.
+    /// Whether the device has what it needs; the largest tile is for software devices, whose registers are memory.
     #[must_use]
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        !self.needs_subgroups() || gpu.has_subgroups()
+        let fits = self != Self::Subgroup64x12 || gpu.info().is_software();
+        fits && (!self.needs_subgroups() || gpu.has_subgroups())
     }
 
     fn needs_subgroups(self) -> bool {
-        matches!(self, Self::Subgroup | Self::Subgroup16x8 | Self::Subgroup32x4)
+        !matches!(self, Self::Register | Self::Shared)
     }
 
     /// The table of tile sizes.
@@ -70,8 +85,15 @@ impl Family {
             Self::Subgroup => Tile { rows: 4, tokens: 16, row_lanes: 64, token_lanes: 1 },
             Self::Subgroup16x8 => Tile { rows: 8, tokens: 16, row_lanes: 32, token_lanes: 1 },
             Self::Subgroup32x4 => Tile { rows: 4, tokens: 32, row_lanes: 64, token_lanes: 1 },
+            Self::Subgroup64x12 => Tile { rows: 12, tokens: 64, row_lanes: 32, token_lanes: 1 },
             Self::Shared => Tile { rows: 4, tokens: 8, row_lanes: 16, token_lanes: 8 },
         }
+    }
+
+    /// Tokens of a tile in each of its forms, most first: the later ones are for what is left over.
+    pub(super) fn tokens(self) -> Vec<usize> {
+        let most = self.tile().tokens as usize;
+        if self == Self::Subgroup64x12 { vec![most, LEFT_OVER] } else { vec![most] }
     }
 
     /// Its shader: name and text of the file.
@@ -81,6 +103,7 @@ impl Family {
             Self::Subgroup => file!("matmul_subgroup.wgsl"),
             Self::Subgroup16x8 => file!("matmul_subgroup_16x8.wgsl"),
             Self::Subgroup32x4 => file!("matmul_subgroup_32x4.wgsl"),
+            Self::Subgroup64x12 => file!("matmul_subgroup_64x12.wgsl"),
             Self::Shared => file!("matmul_shared.wgsl"),
         }
     }
@@ -93,44 +116,57 @@ impl Family {
     /// Every form of its kernel for `scheme`.
     pub(super) fn sources(self, scheme: Scheme) -> Vec<Source> {
         let lanes: &[u32] = if self.needs_subgroups() { &SUBGROUP_LANES } else { &[0] };
-        let forms = lanes.iter().flat_map(|lanes| Finish::ALL.map(|finish| (*lanes, finish)));
-        forms.map(|(lanes, finish)| self.source(scheme, finish, lanes)).collect()
+        let mut forms = Vec::new();
+        for tokens in self.tokens() {
+            for finish in Finish::ALL {
+                forms.extend(lanes.iter().map(|lanes| self.source(scheme, finish, tokens, *lanes)));
+            }
+        }
+        forms
     }
 
-    /// Its kernel, for subgroups of at least `lanes`.
-    fn source(self, scheme: Scheme, finish: Finish, lanes: u32) -> Source {
+    /// Its kernel for tiles of `tokens`, and subgroups of at least `lanes`.
+    fn source(self, scheme: Scheme, finish: Finish, tokens: usize, lanes: u32) -> Source {
         let mut name = format!("{}/{scheme}{}", self.kernel(), finish.suffix());
+        let Tile { rows, tokens: most, row_lanes, token_lanes } = self.tile();
+        if tokens != most as usize {
+            name += &format!(" tokens={tokens}");
+        }
         if self.needs_subgroups() {
             name += &format!(" lanes={lanes}");
         }
         let mut source = plain(name, self.file()).with_format(scheme);
-        source.parts.extend([PRODUCT, file!("common/tile.wgsl")]);
-        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
+        source.parts.extend([PRODUCT, SILU, file!("common/tile.wgsl")]);
         source.consts.extend([
             ("ROWS", rows),
-            ("TOKENS", tokens),
+            ("TOKENS", small(tokens)),
             ("ROW_LANES", row_lanes),
             ("TOKEN_LANES", token_lanes),
         ]);
         if self.needs_subgroups() {
-            source.parts.push(file!("common/held.wgsl"));
             source.needs_subgroups = true;
             source.consts.push(("LANES", lanes));
+            // The largest holds less of x at a time.
+            source.parts.extend(if self == Self::Subgroup64x12 {
+                vec![file!("common/rows.wgsl"), file!("common/row_tile.wgsl")]
+            } else {
+                vec![file!("common/held.wgsl")]
+            });
         }
         source.overrides.extend(finish.overrides());
         source
     }
 
-    /// Its kernel as the device runs it.
-    pub(super) fn source_on(self, gpu: &Gpu, scheme: Scheme, finish: Finish) -> Source {
+    /// Its kernel for tiles of `tokens` as the device runs it.
+    pub(super) fn source_on(self, gpu: &Gpu, scheme: Scheme, finish: Finish, tokens: usize) -> Source {
         let smallest = gpu.info().subgroups[0];
         let lanes = SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
-        self.source(scheme, finish, lanes.unwrap_or(SUBGROUP_LANES[0]))
+        self.source(scheme, finish, tokens, lanes.unwrap_or(SUBGROUP_LANES[0]))
     }
 
-    /// Workgroups for `n` columns of `t` tokens.
-    pub(super) fn grid(self, n: usize, t: usize) -> Grid {
-        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
-        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil((tokens * token_lanes) as usize))
+    /// Workgroups for `n` columns of `t` tokens, in tiles of `tokens`.
+    pub(super) fn grid(self, n: usize, t: usize, tokens: usize) -> Grid {
+        let Tile { rows, row_lanes, token_lanes, .. } = self.tile();
+        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil(tokens * token_lanes as usize))
     }
 }

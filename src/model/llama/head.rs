@@ -53,7 +53,7 @@ impl Head {
         (first_row, n): (usize, usize),
     ) {
         let (x, y, t) = (&scratch.normed, &scratch.logits, inputs.batch.wanted.len());
-        let operands = MatOperands { x, bias: None, y, t, first_row, n };
+        let operands = MatOperands { x, bias: None, y, t, first_row, n, stride: n, first_column: 0 };
         head.rows.record_rows(commands, inputs.batch.phase, operands);
     }
 
