@@ -171,7 +171,8 @@ fn the_record_lists_the_kernels_and_the_flags_are_obeyed() {
         let seconds = safe["gpu_seconds"].as_object().unwrap();
         let subgroups = adapters::all()[0].has_subgroups();
         let prefill = if subgroups { "attention_prefill_subgroup" } else { "attention_prefill" };
-        for kernel in ["pack_codes", "matmul", "matvec", prefill, "attention_decode", "fold"] {
+        let decode = if subgroups { "attention_decode_subgroup" } else { "attention_decode" };
+        for kernel in ["pack_codes", "matmul", "matvec", prefill, decode, "fold"] {
             assert!(seconds[kernel].as_f64().is_some_and(|seconds| seconds > 0.0), "{kernel}: {seconds:?}");
         }
         let timed = safe["gpu_timed_dispatches"].as_u64().unwrap();
