@@ -5,24 +5,22 @@
 //   bias     [n]     f32, read where BIAS
 //   y        [t, n]  f32
 //
-// Row `first_row` of the matrix gives the first column of y. Grid: (ceil(n / 384), ceil(t / TOKENS))
-// workgroups of 32 lanes, all along n; a lane owns 12 columns of y for TOKENS tokens, 64 or for the last ones 16.
-// More sums than a lane has registers: that pays where loads are what is slow, as on a software adapter. Each element
-// is summed in f32 over k in order, eight products at a time.
+// Row `first_row` of the matrix gives the first column of y. Grid: (ceil(n / 384), ceil(t / 64))
+// workgroups of 32 lanes, all along n; a lane owns 12 columns of y for 64 tokens: more sums than it has registers,
+// which pays where loads are what is slow, as on a software adapter. Each element is summed in f32 over k in order,
+// eight products at a time.
 //
 // ROWS, TOKENS, ROW_LANES, TOKEN_LANES and LANES come from kernels::family. Links common/product.wgsl,
 // common/oct.wgsl, common/tile.wgsl, common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matmul.
 
 // The body is written for these.
-const_assert ROWS == 12u && (TOKENS == 64u || TOKENS == 16u) && TOKEN_LANES == 1u;
+const_assert ROWS == 12u && TOKENS == 64u && TOKEN_LANES == 1u;
 
 // Four tokens' eights are eight quads: the first LANES lanes of a subgroup hold HELD of them each and hand them to
 // all. Lanes after those hold the same again, so subgroups may have any size from LANES up, and differ.
 const QUADS: u32 = 8u;
 const HELD: u32 = (QUADS + LANES - 1u) / LANES;
 const FOURS: u32 = TOKENS / 4u;
-// One that there is, for those that a form does not have.
-const LAST: u32 = FOURS - 1u;
 
 // Of four tokens: each one's twelve columns.
 alias Sums = array<vec4<f32>, 12>;
@@ -116,20 +114,18 @@ fn main(
         add(&s1, places[1], q, u, v, w);
         add(&s2, places[2], q, u, v, w);
         add(&s3, places[3], q, u, v, w);
-        if TOKENS == 64u {
-            add(&s4, places[min(4u, LAST)], q, u, v, w);
-            add(&s5, places[min(5u, LAST)], q, u, v, w);
-            add(&s6, places[min(6u, LAST)], q, u, v, w);
-            add(&s7, places[min(7u, LAST)], q, u, v, w);
-            add(&s8, places[min(8u, LAST)], q, u, v, w);
-            add(&s9, places[min(9u, LAST)], q, u, v, w);
-            add(&s10, places[min(10u, LAST)], q, u, v, w);
-            add(&s11, places[min(11u, LAST)], q, u, v, w);
-            add(&s12, places[min(12u, LAST)], q, u, v, w);
-            add(&s13, places[min(13u, LAST)], q, u, v, w);
-            add(&s14, places[min(14u, LAST)], q, u, v, w);
-            add(&s15, places[min(15u, LAST)], q, u, v, w);
-        }
+        add(&s4, places[4], q, u, v, w);
+        add(&s5, places[5], q, u, v, w);
+        add(&s6, places[6], q, u, v, w);
+        add(&s7, places[7], q, u, v, w);
+        add(&s8, places[8], q, u, v, w);
+        add(&s9, places[9], q, u, v, w);
+        add(&s10, places[10], q, u, v, w);
+        add(&s11, places[11], q, u, v, w);
+        add(&s12, places[12], q, u, v, w);
+        add(&s13, places[13], q, u, v, w);
+        add(&s14, places[14], q, u, v, w);
+        add(&s15, places[15], q, u, v, w);
     }
     if size < LANES {
         // Not the device that this form was chosen for: better no number than a wrong one.
@@ -139,18 +135,16 @@ fn main(
     store_four(token + 4u, column, s1);
     store_four(token + 8u, column, s2);
     store_four(token + 12u, column, s3);
-    if TOKENS == 64u {
-        store_four(token + 16u, column, s4);
-        store_four(token + 20u, column, s5);
-        store_four(token + 24u, column, s6);
-        store_four(token + 28u, column, s7);
-        store_four(token + 32u, column, s8);
-        store_four(token + 36u, column, s9);
-        store_four(token + 40u, column, s10);
-        store_four(token + 44u, column, s11);
-        store_four(token + 48u, column, s12);
-        store_four(token + 52u, column, s13);
-        store_four(token + 56u, column, s14);
-        store_four(token + 60u, column, s15);
-    }
+    store_four(token + 16u, column, s4);
+    store_four(token + 20u, column, s5);
+    store_four(token + 24u, column, s6);
+    store_four(token + 28u, column, s7);
+    store_four(token + 32u, column, s8);
+    store_four(token + 36u, column, s9);
+    store_four(token + 40u, column, s10);
+    store_four(token + 44u, column, s11);
+    store_four(token + 48u, column, s12);
+    store_four(token + 52u, column, s13);
+    store_four(token + 56u, column, s14);
+    store_four(token + 60u, column, s15);
 }

@@ -2,16 +2,12 @@
 
 use super::link::{SILU, file, plain};
 use super::matmul::{Finish, PRODUCT};
-use super::pack::small;
 use crate::gpu::{Gpu, Grid, Source};
 use crate::quant::Scheme;
 
 /// How many lanes of a subgroup share out the activations: the largest number that the device's smallest
 /// subgroup has.
 const SUBGROUP_LANES: [u32; 3] = [4, 8, 32];
-
-/// Tokens of the smaller form of a family that has two.
-const LEFT_OVER: usize = 16;
 
 /// How operands travel to the lanes that multiply them, and how many sums a lane holds. All families add up in the
 /// same order.
@@ -25,8 +21,8 @@ pub enum Family {
     Subgroup16x8,
     /// As [`Self::Subgroup`], 32 tokens by 4 columns: weights are loaded and converted half as often.
     Subgroup32x4,
-    /// As [`Self::Subgroup`], 64 tokens by 12 columns: few loads, for a device on which they are slow; 16 tokens where
-    /// there are fewer.
+    /// As [`Self::Subgroup`], 64 tokens by 12 columns: few loads, for a device on which they are slow. Tokens that
+    /// fill no tile are [`Self::Subgroup16x8`]'s.
     Subgroup64x12,
     /// A workgroup shares tiles of both operands in its memory.
     Shared,
@@ -90,10 +86,15 @@ impl Family {
         }
     }
 
-    /// Tokens of a tile in each of its forms, most first: the later ones are for what is left over.
-    pub(super) fn tokens(self) -> Vec<usize> {
-        let most = self.tile().tokens as usize;
-        if self == Self::Subgroup64x12 { vec![most, LEFT_OVER] } else { vec![most] }
+    /// Itself, and the family that takes the tokens that fill no tile of it, if that is another.
+    pub(super) fn with_leftovers(self) -> Vec<Self> {
+        if self == Self::Subgroup64x12 { vec![self, Self::Subgroup16x8] } else { vec![self] }
+    }
+
+    /// Tokens of a workgroup's tile.
+    pub(super) fn tokens(self) -> usize {
+        let Tile { tokens, token_lanes, .. } = self.tile();
+        (tokens * token_lanes) as usize
     }
 
     /// Its shader: name and text of the file.
@@ -116,30 +117,22 @@ impl Family {
     /// Every form of its kernel for `scheme`.
     pub(super) fn sources(self, scheme: Scheme) -> Vec<Source> {
         let lanes: &[u32] = if self.needs_subgroups() { &SUBGROUP_LANES } else { &[0] };
-        let mut forms = Vec::new();
-        for tokens in self.tokens() {
-            for finish in Finish::ALL {
-                forms.extend(lanes.iter().map(|lanes| self.source(scheme, finish, tokens, *lanes)));
-            }
-        }
-        forms
+        let forms = lanes.iter().flat_map(|lanes| Finish::ALL.map(|finish| (*lanes, finish)));
+        forms.map(|(lanes, finish)| self.source(scheme, finish, lanes)).collect()
     }
 
-    /// Its kernel for tiles of `tokens`, and subgroups of at least `lanes`.
-    fn source(self, scheme: Scheme, finish: Finish, tokens: usize, lanes: u32) -> Source {
+    /// Its kernel, for subgroups of at least `lanes`.
+    fn source(self, scheme: Scheme, finish: Finish, lanes: u32) -> Source {
         let mut name = format!("{}/{scheme}{}", self.kernel(), finish.suffix());
-        let Tile { rows, tokens: most, row_lanes, token_lanes } = self.tile();
-        if tokens != most as usize {
-            name += &format!(" tokens={tokens}");
-        }
         if self.needs_subgroups() {
             name += &format!(" lanes={lanes}");
         }
         let mut source = plain(name, self.file()).with_format(scheme);
         source.parts.extend([PRODUCT, SILU, file!("common/tile.wgsl")]);
+        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
         source.consts.extend([
             ("ROWS", rows),
-            ("TOKENS", small(tokens)),
+            ("TOKENS", tokens),
             ("ROW_LANES", row_lanes),
             ("TOKEN_LANES", token_lanes),
         ]);
@@ -157,16 +150,16 @@ impl Family {
         source
     }
 
-    /// Its kernel for tiles of `tokens` as the device runs it.
-    pub(super) fn source_on(self, gpu: &Gpu, scheme: Scheme, finish: Finish, tokens: usize) -> Source {
+    /// Its kernel as the device runs it.
+    pub(super) fn source_on(self, gpu: &Gpu, scheme: Scheme, finish: Finish) -> Source {
         let smallest = gpu.info().subgroups[0];
         let lanes = SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
-        self.source(scheme, finish, tokens, lanes.unwrap_or(SUBGROUP_LANES[0]))
+        self.source(scheme, finish, lanes.unwrap_or(SUBGROUP_LANES[0]))
     }
 
-    /// Workgroups for `n` columns of `t` tokens, in tiles of `tokens`.
-    pub(super) fn grid(self, n: usize, t: usize, tokens: usize) -> Grid {
-        let Tile { rows, row_lanes, token_lanes, .. } = self.tile();
-        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil(tokens * token_lanes as usize))
+    /// Workgroups for `n` columns of `t` tokens.
+    pub(super) fn grid(self, n: usize, t: usize) -> Grid {
+        let Tile { rows, row_lanes, .. } = self.tile();
+        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil(self.tokens()))
     }
 }

@@ -117,10 +117,9 @@ fn forms(family: Family) -> Vec<Source> {
 /// `y = x W^T (+ bias)` for many rows of x.
 #[derive(Clone, Debug)]
 pub struct Matmul {
-    family: Family,
     finish: Finish,
-    /// For tiles of so many tokens, most first.
-    pipelines: Vec<(usize, Arc<Pipeline>)>,
+    /// The last takes what the ones before it leave over.
+    pipelines: Vec<(Family, Arc<Pipeline>)>,
 }
 
 /// A launch's operands besides the matrix.
@@ -207,24 +206,24 @@ impl Matmul {
     ///
     /// If the shader does not compile.
     pub fn new(gpu: &Gpu, family: Family, scheme: Scheme, finish: Finish) -> Result<Self> {
-        let form = |tokens| Ok((tokens, gpu.pipeline(&family.source_on(gpu, scheme, finish, tokens))?));
-        let pipelines = family.tokens().into_iter().map(form).collect::<Result<_>>()?;
-        Ok(Self { family, finish, pipelines })
+        let form = |family: Family| Ok((family, gpu.pipeline(&family.source_on(gpu, scheme, finish))?));
+        let pipelines = family.with_leftovers().into_iter().map(form).collect::<Result<_>>()?;
+        Ok(Self { finish, pipelines })
     }
 
     /// Records one launch, or one for whole tiles and one for the tokens left over. `w` must be in the scheme that
     /// the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
         let mut first = 0;
-        for (index, (tokens, pipeline)) in self.pipelines.iter().enumerate() {
+        for (index, (family, pipeline)) in self.pipelines.iter().enumerate() {
             let left = operands.t - first;
-            let count = if index + 1 == self.pipelines.len() { left } else { left - left % tokens };
+            let count = if index + 1 == self.pipelines.len() { left } else { left - left % family.tokens() };
             if count > 0 {
                 let tokens_of = first..first + count;
                 let x = &rows_at(operands.x, &tokens_of, 4 * w.k);
                 let y = &rows_at(operands.y, &tokens_of, 4 * operands.stride);
                 Operands { x, y, t: count, ..operands }
-                    .record(commands, pipeline, w, self.finish, |n, t| self.family.grid(n, t, *tokens));
+                    .record(commands, pipeline, w, self.finish, |n, t| family.grid(n, t));
             }
             first += count;
         }

@@ -39,9 +39,7 @@ impl Matmul {
     /// If a shader does not compile or the device fails.
     pub fn tuned(gpu: &Gpu, w: &Matrix, n: usize, finish: Finish) -> Result<Self> {
         let families: Vec<_> = Family::ALL.into_iter().filter(|family| family.runs_on(gpu)).collect();
-        let source = |family: Family| {
-            (family.name(), family.source_on(gpu, w.scheme, Finish::default(), family.tokens()[0]))
-        };
+        let source = |family: Family| (family.name(), family.source_on(gpu, w.scheme, Finish::default()));
         let candidates: Vec<_> = families.iter().map(|family| source(*family)).collect();
         let class = format!("matmul/{} n={n} k={}", w.scheme, w.k);
         let mut trial: Option<Trial<'_>> = None;
