@@ -1,6 +1,6 @@
 // Causal attention with grouped KV heads, many tokens a sequence.
 //
-//   q        [t, h, e]      f32, turned
+//   q        [t, h + 2 g, e]  f32, of which the first h heads are queries, turned
 //   cache_k  [slots, g, e]  in the cache format
 //   cache_v  [slots, g, e]  in the cache format
 //   table    [pages]        u32, the pages of every sequence
@@ -28,7 +28,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var query: array<vec4<f32>, QUADS>;
     var sum: array<vec4<f32>, QUADS>;
     for (var i = 0u; i < QUADS; i += 1u) {
-        query[i] = q[at + i] * params.scale;
+        query[i] = q[query_quad(token, head) + i] * params.scale;
         sum[i] = vec4<f32>();
     }
     // Finite: with fast math a device may not know infinity.

@@ -1,6 +1,6 @@
 // Causal attention with grouped KV heads, many tokens a sequence. Keys and values are held across lanes.
 //
-//   q        [t, h, e]      f32, turned
+//   q        [t, h + 2 g, e]  f32, of which the first h heads are queries, turned
 //   cache_k  [slots, g, e]  in the cache format
 //   cache_v  [slots, g, e]  in the cache format
 //   table    [pages]        u32, the pages of every sequence
@@ -67,14 +67,15 @@ fn main(
     let token = place_of / group;
     let place = places[token];
     let count = select(0u, place.x + 1u, inside);
-    let at = (token * params.heads + kv_head * group + place_of % group) * QUADS;
+    let head = kv_head * group + place_of % group;
+    let at = (token * params.heads + head) * QUADS;
     let share = in_subgroup % LANES;
 
     var query: array<vec4<f32>, SHARES * LANES>;
     var sum: array<vec4<f32>, SHARES * LANES>;
     for (var i = 0u; i < SHARES * LANES; i += 1u) {
         // Where there are no more quads the last one again, times 0.
-        query[i] = q[at + min(i, QUADS - 1u)] * select(0.0, params.scale, i < QUADS);
+        query[i] = q[query_quad(token, head) + min(i, QUADS - 1u)] * select(0.0, params.scale, i < QUADS);
         sum[i] = vec4<f32>();
     }
     var top = LOWEST;

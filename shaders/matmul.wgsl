@@ -24,11 +24,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
 
     // Past the edge a lane repeats the last row or token and stores nothing.
-    let last_row = params.n - 1u;
-    let r0 = params.first_row + column;
-    let r1 = params.first_row + min(column + 1u, last_row);
-    let r2 = params.first_row + min(column + 2u, last_row);
-    let r3 = params.first_row + min(column + 3u, last_row);
+    let r0 = row_of(column);
+    let r1 = row_of(column + 1u);
+    let r2 = row_of(column + 2u);
+    let r3 = row_of(column + 3u);
     let stride = params.k / 4u;
     let last = params.t - 1u;
     let x0 = token * stride;

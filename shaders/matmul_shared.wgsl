@@ -32,7 +32,7 @@ fn x_quad(token: u32, quad: u32) -> vec4<f32> {
 }
 
 fn w_oct(column: u32, oct: u32) -> Oct {
-    return load_oct(params.first_row + min(column, params.n - 1u), oct);
+    return load_oct(row_of(column), oct);
 }
 
 fn fill(first_column: u32, first_token: u32, first_oct: u32, octs: u32, lane: u32) {

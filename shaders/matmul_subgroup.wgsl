@@ -30,11 +30,10 @@ fn main(
     }
 
     // Past the edge a lane repeats the last row or token and stores nothing.
-    let last_row = params.n - 1u;
-    let r0 = params.first_row + min(column, last_row);
-    let r1 = params.first_row + min(column + 1u, last_row);
-    let r2 = params.first_row + min(column + 2u, last_row);
-    let r3 = params.first_row + min(column + 3u, last_row);
+    let r0 = row_of(column);
+    let r1 = row_of(column + 1u);
+    let r2 = row_of(column + 2u);
+    let r3 = row_of(column + 3u);
     var places: array<u32, HELD>;
     for (var i = 0u; i < HELD; i += 1u) {
         places[i] = place(token, i * LANES + in_subgroup % LANES);

@@ -31,15 +31,14 @@ fn main(
     }
 
     // Past the edge a lane repeats the last row or token and stores nothing.
-    let last_row = params.n - 1u;
-    let r0 = params.first_row + min(column, last_row);
-    let r1 = params.first_row + min(column + 1u, last_row);
-    let r2 = params.first_row + min(column + 2u, last_row);
-    let r3 = params.first_row + min(column + 3u, last_row);
-    let r4 = params.first_row + min(column + 4u, last_row);
-    let r5 = params.first_row + min(column + 5u, last_row);
-    let r6 = params.first_row + min(column + 6u, last_row);
-    let r7 = params.first_row + min(column + 7u, last_row);
+    let r0 = row_of(column);
+    let r1 = row_of(column + 1u);
+    let r2 = row_of(column + 2u);
+    let r3 = row_of(column + 3u);
+    let r4 = row_of(column + 4u);
+    let r5 = row_of(column + 5u);
+    let r6 = row_of(column + 6u);
+    let r7 = row_of(column + 7u);
     var places: array<u32, HELD>;
     for (var i = 0u; i < HELD; i += 1u) {
         places[i] = place(token, i * LANES + in_subgroup % LANES);

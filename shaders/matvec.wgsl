@@ -10,7 +10,7 @@
 // of k in f32; then lane j adds up the lanes' sums for the tokens j, j + 8, ..., in order.
 //
 // LANES and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl, common/tile.wgsl,
-// common/rows.wgsl and a format. f64 twin: kernels::matvec.
+// common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
 
 const WG: u32 = 64u;
 

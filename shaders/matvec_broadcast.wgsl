@@ -12,7 +12,7 @@
 // in f32 over k in order, eight products at a time, as in every prefill family.
 //
 // WG, LANES and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl,
-// common/tile.wgsl, common/rows.wgsl and a format. f64 twin: kernels::matvec.
+// common/tile.wgsl, common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
 
 // The body is written for these.
 const_assert TOKENS == 1u || TOKENS == 4u || TOKENS == 16u;

@@ -10,7 +10,7 @@
 // is summed in f32 over k in order, eight products at a time, as in every prefill family.
 //
 // WG and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl, common/tile.wgsl,
-// common/rows.wgsl and a format. f64 twin: kernels::matvec.
+// common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -11,7 +11,7 @@
 // in any order, so no two devices need agree.) Subgroups may have any size from LANES up.
 //
 // LANES and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl, common/tile.wgsl,
-// common/rows.wgsl and a format. f64 twin: kernels::matvec.
+// common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
 
 const WG: u32 = 64u;
 

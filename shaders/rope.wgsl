@@ -2,8 +2,7 @@
 //
 //   places   [t]            position, slot, first table entry of each token
 //   rotary   [positions, e / 2]  cosine, sine
-//   q        [t, h, e]      f32, turned in place
-//   k, v     [t, g, e]      f32
+//   qkv      [t, h + 2 g, e]  f32, queries, keys, values; the queries are turned in place
 //   cache_k  [slots, g, e]  in the cache format
 //   cache_v  [slots, g, e]  in the cache format
 //
@@ -23,11 +22,9 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> places: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> rotary: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> q: array<vec2<f32>>;
-@group(0) @binding(4) var<storage, read> k: array<vec2<f32>>;
-@group(0) @binding(5) var<storage, read> v: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> cache_k: array<CachePair>;
-@group(0) @binding(7) var<storage, read_write> cache_v: array<CachePair>;
+@group(0) @binding(3) var<storage, read_write> qkv: array<vec2<f32>>;
+@group(0) @binding(4) var<storage, read_write> cache_k: array<CachePair>;
+@group(0) @binding(5) var<storage, read_write> cache_v: array<CachePair>;
 
 override WG: u32 = 64u;
 
@@ -50,22 +47,21 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let place = places[token];
     let turn = rotary[place.x * quarter + i];
 
+    let at = (token * heads + head) * 2u * quarter + i;
     if head < params.heads {
-        let at = (token * params.heads + head) * 2u * quarter + i;
-        let pairs = turned(q[at], q[at + quarter], turn);
-        q[at] = pairs.xy;
-        q[at + quarter] = pairs.zw;
+        let pairs = turned(qkv[at], qkv[at + quarter], turn);
+        qkv[at] = pairs.xy;
+        qkv[at + quarter] = pairs.zw;
         return;
     }
     let kv_head = (head - params.heads) % params.kv_heads;
-    let source = (token * params.kv_heads + kv_head) * 2u * quarter + i;
     let slot = (place.y * params.kv_heads + kv_head) * 2u * quarter + i;
     if head < params.heads + params.kv_heads {
-        let pairs = turned(k[source], k[source + quarter], turn);
+        let pairs = turned(qkv[at], qkv[at + quarter], turn);
         cache_k[slot] = to_cache(pairs.xy);
         cache_k[slot + quarter] = to_cache(pairs.zw);
     } else {
-        cache_v[slot] = to_cache(v[source]);
-        cache_v[slot + quarter] = to_cache(v[source + quarter]);
+        cache_v[slot] = to_cache(qkv[at]);
+        cache_v[slot + quarter] = to_cache(qkv[at + quarter]);
     }
 }

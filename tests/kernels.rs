@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use undertext::gpu::{Commands, Gpu};
 use undertext::kernels::{
-    Case, Family, Finish, MatOperands, Matmul, Matrix, Matvec, MatvecFamily, Output, Packer, Stored, Want,
-    registry,
+    Case, Family, Finish, MatOperands, Matmul, Matrix, Matvec, MatvecFamily, Output, Packer, Stored, Swiglu,
+    Want, registry,
 };
 use undertext::quant::Scheme;
 
@@ -141,17 +141,99 @@ fn families_of_matmul_give_the_same_bits_on_these_adapters() {
     let register = families.remove(0);
     assert_eq!(register.name, "matmul");
     for gpu in adapters::all() {
-        let others: Vec<_> =
-            families.iter().filter(|kernel| kernel.runs_on(gpu)).map(|kernel| (kernel.cases)()).collect();
-        for (index, case) in (register.cases)().iter().enumerate() {
-            let expected = bits(gpu, case);
-            for other in &others {
-                assert!(
-                    bits(gpu, &other[index]) == expected,
-                    "{}: {}",
-                    adapters::name(gpu),
-                    other[index].name
-                );
+        let others = families.iter().filter(|kernel| kernel.runs_on(gpu));
+        let others: Vec<_> = others.flat_map(|kernel| (kernel.cases)()).collect();
+        let problem = |case: &Case| case.name.split_once('/').map(|(_, problem)| problem.to_owned());
+        for case in (register.cases)() {
+            let expected = bits(gpu, &case);
+            for other in others.iter().filter(|other| problem(other) == problem(&case)) {
+                assert!(bits(gpu, other) == expected, "{}: {}", adapters::name(gpu), other.name);
+            }
+        }
+    }
+}
+
+/// One launch of what lies together, as of each matrix alone: also with silu and the product after it.
+#[test]
+fn joined_matrices_give_the_bits_of_each_alone() {
+    let (n, k, t) = (128, 256, 21);
+    let value = |i: usize| ((i * 7919) % 1021) as f32 / 511.0 - 1.0;
+    let weights: Vec<f32> = (0..2 * n * k).map(value).collect();
+    let x: Vec<f32> = (0..t * k).map(|i| value(3 * i + 1)).collect();
+    for gpu in adapters::all() {
+        for scheme in [Scheme::F32, Scheme::Int8, Scheme::Int4 { group: 32 }, Scheme::Nf4B64] {
+            let joint = Packer::allocate(gpu, "joint", scheme, 2 * n, k).unwrap();
+            let halves = [joint.rows(0..n).unwrap(), joint.rows(n..2 * n).unwrap()];
+            for (half, weights) in halves.iter().zip(weights.chunks(n * k)) {
+                let bytes = bytemuck::cast_slice(weights);
+                let stored = Stored { name: "w", dtype: Scheme::F32, bytes, n, k };
+                Packer::default().pack_into(gpu, std::slice::from_ref(half), stored).unwrap();
+            }
+            let joined = halves[0].joined(&halves[1]).unwrap();
+            assert!(joined.n == 2 * n && halves[1].joined(&halves[0]).is_none());
+            let gated = Finish { gated: true, ..Finish::default() };
+            type Record = Box<dyn Fn(&mut Commands, &Matrix, MatOperands<'_>)>;
+            let mut products: Vec<(String, Record, Record)> = Vec::new();
+            for family in Family::ALL.into_iter().filter(|family| family.runs_on(gpu)) {
+                let [plain, gated] = [Finish::default(), gated]
+                    .map(|finish| Matmul::new(gpu, family, scheme, finish).unwrap());
+                products.push((
+                    format!("{family:?}"),
+                    Box::new(move |c, w, x| plain.record(c, w, x)),
+                    Box::new(move |c, w, x| gated.record(c, w, x)),
+                ));
+            }
+            for family in MatvecFamily::ALL.into_iter().filter(|family| family.runs_on(gpu)) {
+                let [plain, gated] = [Finish::default(), gated]
+                    .map(|finish| Matvec::new(gpu, family, scheme, finish).unwrap());
+                products.push((
+                    format!("decode {family:?}"),
+                    Box::new(move |c, w, x| plain.record(c, w, x)),
+                    Box::new(move |c, w, x| gated.record(c, w, x)),
+                ));
+            }
+            let x = gpu.upload("x", &x).unwrap();
+            let swiglu = Swiglu::new(gpu).unwrap();
+            for (family, plain, gated) in products {
+                for t in [t, 1] {
+                    let name = format!("{}: {family} {scheme} t={t}", adapters::name(gpu));
+                    let buffer = |columns: usize| gpu.alloc("y", (4 * t * columns) as u64).unwrap();
+                    let [apart, together] = [2 * n, 2 * n].map(buffer);
+                    let [gate, up, y, gated_y] = [n; 4].map(buffer);
+                    let mut commands = Commands::new();
+                    for (index, half) in halves.iter().enumerate() {
+                        let operands = |y, stride, first_column| MatOperands {
+                            x: &x,
+                            bias: None,
+                            y,
+                            t,
+                            first_row: 0,
+                            n,
+                            stride,
+                            first_column,
+                        };
+                        plain(&mut commands, half, operands(&apart, 2 * n, index * n));
+                        plain(&mut commands, half, operands([&gate, &up][index], n, 0));
+                    }
+                    let whole = |y, stride| MatOperands {
+                        x: &x,
+                        bias: None,
+                        y,
+                        t,
+                        first_row: 0,
+                        n: 2 * n,
+                        stride,
+                        first_column: 0,
+                    };
+                    plain(&mut commands, &joined, whole(&together, 2 * n));
+                    gated(&mut commands, &joined, whole(&gated_y, n));
+                    swiglu.record(&mut commands, &gate, &up, &y, t * n);
+                    commands.submit(gpu).unwrap();
+                    let read = |buffer, columns: usize| gpu.read::<u32>(buffer, t * columns).unwrap();
+                    assert!(read(&apart, 2 * n) == read(&together, 2 * n), "{name}");
+                    assert!(read(&y, n) == read(&gated_y, n), "{name}, gated");
+                    assert!(read(&y, n).iter().any(|bits| *bits != 0));
+                }
             }
         }
     }
@@ -160,7 +242,7 @@ fn families_of_matmul_give_the_same_bits_on_these_adapters() {
 /// Which tokens share a batch, and where in it a token stands, never shows in its result.
 #[test]
 fn a_token_has_the_same_bits_in_any_batch() {
-    let (n, k, t) = (70, 72, 37);
+    let (n, k, t) = (70, 96, 37);
     let value = |i: usize| ((i * 7919) % 1021) as f32 / 511.0 - 1.0;
     let weights: Vec<f32> = (0..n * k).map(value).collect();
     let x: Vec<f32> = (0..t * k).map(|i| value(3 * i + 1)).collect();
@@ -185,7 +267,8 @@ fn a_token_has_the_same_bits_in_any_batch() {
                 let x = gpu.upload("x", x).unwrap();
                 let y = gpu.alloc("y", (4 * t * n) as u64).unwrap();
                 let mut commands = Commands::new();
-                let operands = MatOperands { x: &x, bias: None, y: &y, t, first_row: 0, n };
+                let operands =
+                    MatOperands { x: &x, bias: None, y: &y, t, first_row: 0, n, stride: n, first_column: 0 };
                 record(&mut commands, &w, operands);
                 commands.submit(gpu).unwrap();
                 gpu.read(&y, t * n).unwrap()

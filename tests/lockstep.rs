@@ -133,6 +133,7 @@ fn arms_fork_where_their_weights_differ() {
     };
     let full = |index: usize| source(&family[index].1, Precision::Full);
     let one = launches(&[full(0)]);
+    // Its gate is shared, its up is not: they do not lie together.
     let feed_forward = 5;
     let head = 3;
     assert_eq!(launches(&[full(0), full(0)]), one, "the same twice");
@@ -140,7 +141,9 @@ fn arms_fork_where_their_weights_differ() {
     assert_eq!(launches(&[full(0), full(2)]), one + head, "in the head alone");
     assert_eq!(launches(&[full(0), full(1), full(2)]), one + feed_forward + 2 * head);
     let int8 = source(&family[0].1, INT8);
-    assert_eq!(launches(&[full(0), int8]), 2 * one, "from the first block on");
+    // Which of them lie together depends on the scheme.
+    let alone = launches(&[source(&family[0].1, INT8)]);
+    assert_eq!(launches(&[full(0), int8]), one + alone, "from the first block on");
 }
 
 #[test]
@@ -236,7 +239,16 @@ fn a_matrix_larger_than_a_binding_lies_in_parts() {
         let y = gpu.alloc("y", 4 * n as u64).unwrap();
         for matrix in &matrices {
             let mut commands = undertext::gpu::Commands::new();
-            let operands = MatOperands { x: &x_buffer, bias: None, y: &y, t: 1, first_row: 0, n };
+            let operands = MatOperands {
+                x: &x_buffer,
+                bias: None,
+                y: &y,
+                t: 1,
+                first_row: 0,
+                n,
+                stride: n,
+                first_column: 0,
+            };
             let matvec = Matvec::tuned(&gpu, matrix, n, Finish::default()).unwrap();
             matvec.record(&mut commands, matrix, operands);
             commands.submit(&gpu).unwrap();

@@ -110,7 +110,11 @@ fn the_tuned_family_is_listed_and_computes_what_the_safe_one_does() {
         let y = gpu.alloc("y", (4 * t * n) as u64).unwrap();
         let product = |matmul: &Matmul| -> Vec<u32> {
             let mut commands = Commands::new();
-            matmul.record(&mut commands, &w, MatOperands { x: &x, bias: None, y: &y, t, first_row: 0, n });
+            matmul.record(
+                &mut commands,
+                &w,
+                MatOperands { x: &x, bias: None, y: &y, t, first_row: 0, n, stride: n, first_column: 0 },
+            );
             commands.submit(gpu).unwrap();
             gpu.read(&y, t * n).unwrap()
         };
@@ -123,7 +127,7 @@ fn the_tuned_family_is_listed_and_computes_what_the_safe_one_does() {
         assert_eq!(class, "matmul/int4-g32 n=96 k=64");
         assert!(Family::ALL.iter().any(|family| family.name() == name && family.runs_on(gpu)), "{name}");
         let before = gpu.dispatches();
-        Matmul::tuned(gpu, &w, n, Finish { bias: true, add: false }).unwrap();
+        Matmul::tuned(gpu, &w, n, Finish { bias: true, ..Finish::default() }).unwrap();
         assert_eq!(gpu.dispatches(), before, "{name}: with a bias it is the same choice");
     }
 }
@@ -167,7 +171,8 @@ fn the_record_lists_the_kernels_and_the_flags_are_obeyed() {
         let seconds = safe["gpu_seconds"].as_object().unwrap();
         let subgroups = adapters::all()[0].has_subgroups();
         let prefill = if subgroups { "attention_prefill_subgroup" } else { "attention_prefill" };
-        for kernel in ["pack_codes", "matmul", "matvec", prefill, "attention_decode", "fold"] {
+        let decode = if subgroups { "attention_decode_subgroup" } else { "attention_decode" };
+        for kernel in ["pack_codes", "matmul", "matvec", prefill, decode, "fold"] {
             assert!(seconds[kernel].as_f64().is_some_and(|seconds| seconds > 0.0), "{kernel}: {seconds:?}");
         }
         let timed = safe["gpu_timed_dispatches"].as_u64().unwrap();

@@ -1,6 +1,6 @@
 // What both attention kernels declare: their parameters and operands, and how the cache is paged.
 //
-// Links a cache format.
+// Links a cache format and `const QUADS` = e / 4.
 
 struct Params {
     t: u32, // tokens
@@ -20,3 +20,8 @@ struct Params {
 override WG: u32 = 64u;
 // Tokens a page; model::PAGE.
 override PAGE: u32 = 16u;
+
+// Where a token's query is in q, which has keys and values beside it.
+fn query_quad(token: u32, head: u32) -> u32 {
+    return (token * (params.heads + 2u * params.kv_heads) + head) * QUADS;
+}

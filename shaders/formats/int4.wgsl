@@ -1,12 +1,11 @@
 // Weight formats int4-gN and int4-row: eight two's-complement nibbles a word, lowest first.
 //
-// w = code * scale. Links common/nibbles.wgsl and common/group_run.wgsl or common/group_row.wgsl.
+// w = code * scale. Links common/nibbles.wgsl, common/group_run.wgsl or common/group_row.wgsl, and
+// formats/read/words.wgsl or formats/read/word_runs.wgsl.
 
-@group(0) @binding(1) var<storage, read> weights: array<u32>;
-@group(0) @binding(2) var<storage, read> scales: array<f32>;
+alias Scale = f32;
 
-fn load_oct(row: u32, oct: u32) -> Oct {
-    let codes = signed_nibbles(weights[row * (params.k / 8u) + oct]);
-    let scale = scales[group_of(row, oct)];
+fn decode(word: u32, scale: Scale) -> Oct {
+    let codes = signed_nibbles(word);
     return Oct(codes.lo * scale, codes.hi * scale);
 }

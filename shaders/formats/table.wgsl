@@ -1,14 +1,12 @@
 // Weight formats fp4-b64 and nf4-b64: eight table indices a word, lowest nibble first, one absmax for
 // 64 neighbours of the flat row-major matrix.
 //
-// w = table[index] * absmax. Links common/nibbles.wgsl, common/group_flat.wgsl and tables/*.wgsl,
-// which gives `value_of(indices)`.
+// w = table[index] * absmax. Links common/nibbles.wgsl, common/group_flat.wgsl, tables/*.wgsl, which gives
+// `value_of(indices)`, and formats/read/words.wgsl or formats/read/word_runs.wgsl.
 
-@group(0) @binding(1) var<storage, read> weights: array<u32>;
-@group(0) @binding(2) var<storage, read> scales: array<f32>;
+alias Scale = f32;
 
-fn load_oct(row: u32, oct: u32) -> Oct {
-    let codes = unsigned_nibbles(weights[row * (params.k / 8u) + oct]);
-    let scale = scales[group_of(row, oct)];
+fn decode(word: u32, scale: Scale) -> Oct {
+    let codes = unsigned_nibbles(word);
     return Oct(value_of(codes.lo) * scale, value_of(codes.hi) * scale);
 }

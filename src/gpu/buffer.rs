@@ -92,6 +92,14 @@ impl Buffer {
         Self { allocation: Arc::clone(&self.allocation), offset: self.offset + offset, bytes }
     }
 
+    /// This part and `next` as one, if that follows it in the same memory.
+    #[must_use]
+    pub fn joined(&self, next: &Self) -> Option<Self> {
+        let follows =
+            Arc::ptr_eq(&self.allocation, &next.allocation) && self.offset + self.bytes == next.offset;
+        follows.then(|| Self { bytes: self.bytes + next.bytes, ..self.clone() })
+    }
+
     pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
         wgpu::BufferBinding {
             buffer: &self.allocation.raw,

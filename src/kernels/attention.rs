@@ -22,6 +22,13 @@ const DECODE_WG_SOFTWARE: u32 = 8;
 /// Lanes of a subgroup that share out a key or a value: the largest number that the device's smallest subgroup has.
 const SUBGROUP_LANES: [u32; 2] = [4, 8];
 
+/// Lanes of a subgroup that share the queries of a KV head in decode: the largest number that the device's smallest
+/// subgroup has.
+const DECODE_SUBGROUP_LANES: [u32; 3] = [4, 8, 32];
+
+/// Queries of one KV head that a workgroup serves at most; more are shared out evenly.
+const MOST_QUERIES: usize = 8;
+
 /// A place is four u32.
 const PLACE_BYTES: usize = 16;
 
@@ -57,6 +64,19 @@ pub(super) const DECODE: Kernel = Kernel {
     cases: || cases("attention_decode", Variant::Decode),
 };
 
+pub(super) const DECODE_SUBGROUP: Kernel = Kernel {
+    name: "attention_decode_subgroup",
+    sources: || {
+        let lanes =
+            DECODE_SUBGROUP_LANES.into_iter().flat_map(|lanes| [1, 3, 8].map(|shared| (lanes, shared)));
+        lanes
+            .flat_map(|(lanes, shared)| forms(move |e, page, kv| shared_source(e, page, kv, shared, lanes)))
+            .collect()
+    },
+    params: Params::layout,
+    cases: || cases("attention_decode_subgroup", Variant::DecodeSubgroup),
+};
+
 /// Every width and cache format.
 fn forms(source: impl Fn(usize, usize, KvFormat) -> Source + Copy) -> Vec<Source> {
     WIDTHS.into_iter().flat_map(|width| KvFormat::ALL.map(|format| source(width, 16, format))).collect()
@@ -84,6 +104,22 @@ fn decode_source(width: usize, page: usize, format: KvFormat, wg: u32) -> Source
     source
 }
 
+fn shared_source(width: usize, page: usize, format: KvFormat, queries: usize, lanes: u32) -> Source {
+    let name =
+        format!("attention_decode_subgroup/{} e={width} lanes={lanes} queries={queries}", format.name());
+    let source = plain(name, file!("attention_decode_subgroup.wgsl")).with_index();
+    let mut source = linked(source, width, page, format);
+    source.consts.extend([("LANES", lanes), ("QUERIES", small(queries))]);
+    source.needs_subgroups = true;
+    source
+}
+
+/// How many of the queries of a KV head a workgroup serves.
+fn shared_queries(heads: Heads) -> usize {
+    let group = heads.queries / heads.kv;
+    (1..=MOST_QUERIES).rev().find(|count| group.is_multiple_of(*count)).unwrap_or(1)
+}
+
 fn linked(mut source: Source, width: usize, page: usize, format: KvFormat) -> Source {
     // Before the kernel: naga 30 panics where an array's type comes before the override of its size.
     source.parts.insert(0, file!("common/attention.wgsl"));
@@ -96,7 +132,7 @@ fn linked(mut source: Source, width: usize, page: usize, format: KvFormat) -> So
 /// A launch's operands.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands<'a> {
-    /// `[t, h, e]` f32, turned.
+    /// `[t, h + 2 g, e]` f32, of which the first h heads are queries, turned.
     pub q: &'a Buffer,
     /// `[slots, g, e]` in the cache format.
     pub cache_k: &'a Buffer,
@@ -120,8 +156,9 @@ impl Operands<'_> {
         let Self { q, cache_k, cache_v, table, places, out, lengths, heads } = self;
         let scale = 1.0 / (heads.width as f32).sqrt();
         let row = 4 * heads.queries * heads.width;
+        let q_row = 4 * heads.all() * heads.width;
         let work = |token: usize| u64::from(lengths[token]) * (4 * heads.queries * heads.width) as u64;
-        for (tokens, work) in token_ranges(commands, lengths.len(), &[row, PLACE_BYTES], work) {
+        for (tokens, work) in token_ranges(commands, lengths.len(), &[q_row, row, PLACE_BYTES], work) {
             let part = |buffer: &Buffer, row: usize| {
                 buffer.slice((tokens.start * row) as u64, (tokens.len() * row) as u64)
             };
@@ -132,7 +169,7 @@ impl Operands<'_> {
                 scale,
             };
             let buffers = [
-                ("q", &part(q, row)),
+                ("q", &part(q, q_row)),
                 ("cache_k", cache_k),
                 ("cache_v", cache_v),
                 ("table", table),
@@ -150,6 +187,13 @@ enum Variant {
     Prefill,
     PrefillSubgroup,
     Decode,
+    DecodeSubgroup,
+}
+
+impl Variant {
+    fn is_decode(self) -> bool {
+        matches!(self, Self::Decode | Self::DecodeSubgroup)
+    }
 }
 
 /// Attention of many tokens a sequence.
@@ -197,32 +241,51 @@ impl AttentionPrefill {
 }
 
 /// Attention of one new token a sequence.
+///
+/// Where the device has subgroups, the queries of a KV head share what is read of the cache; elsewhere each reads it.
+/// The two differ in the last bits; a device always runs the same one.
 #[derive(Clone, Debug)]
 pub struct AttentionDecode {
-    wg: u32,
+    /// Queries, heads of tokens, that a workgroup serves.
+    queries: usize,
     pipeline: Arc<Pipeline>,
 }
 
 impl AttentionDecode {
-    /// Compiles the kernel for heads of `width`, pages of `page` tokens and a cache in `format`.
+    /// Compiles the kernel for `heads`, pages of `page` tokens and a cache in `format`.
     ///
     /// # Errors
     ///
     /// If the shader does not compile.
-    pub fn new(gpu: &Gpu, width: usize, page: usize, format: KvFormat) -> Result<Self> {
-        let wg = if gpu.info().is_software() { DECODE_WG_SOFTWARE } else { DECODE_WG };
-        Ok(Self { wg, pipeline: gpu.pipeline(&decode_source(width, page, format, wg))? })
+    pub fn new(gpu: &Gpu, heads: Heads, page: usize, format: KvFormat) -> Result<Self> {
+        Self::in_form(gpu, heads, page, format, gpu.has_subgroups())
+    }
+
+    fn in_form(gpu: &Gpu, heads: Heads, page: usize, format: KvFormat, subgroups: bool) -> Result<Self> {
+        let smallest = gpu.info().subgroups[0];
+        let lanes = DECODE_SUBGROUP_LANES.into_iter().rev().find(|lanes| *lanes <= smallest);
+        let (per_workgroup, source) = match lanes {
+            Some(lanes) if subgroups => {
+                let queries = shared_queries(heads);
+                (queries, shared_source(heads.width, page, format, queries, lanes))
+            }
+            _ => {
+                let wg = if gpu.info().is_software() { DECODE_WG_SOFTWARE } else { DECODE_WG };
+                (wg as usize / DECODE_LANES, decode_source(heads.width, page, format, wg))
+            }
+        };
+        Ok(Self { queries: per_workgroup, pipeline: gpu.pipeline(&source)? })
     }
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        let lanes = operands.heads.queries * DECODE_LANES;
-        operands.record(commands, &self.pipeline, |t| Grid::flat((t * lanes).div_ceil(self.wg as usize)));
+        let queries = operands.heads.queries;
+        operands.record(commands, &self.pipeline, |t| Grid::flat((t * queries).div_ceil(self.queries)));
     }
 }
 
 fn cases(kernel: &'static str, variant: Variant) -> Vec<Case> {
-    let decode = variant == Variant::Decode;
+    let decode = variant.is_decode();
     // Tokens in the cache of each sequence; all of them are queries in prefill, the last in decode.
     let lengths: [&[usize]; 4] = [&[1], &[5, 17, 1], &[70, 3, 129], &[33, 64]];
     let heads = [(1, 1, 8), (4, 2, 24), (6, 3, 64), (2, 1, 256)];
@@ -249,7 +312,7 @@ fn case(
     variant: Variant,
     timed: bool,
 ) -> Case {
-    let decode = variant == Variant::Decode;
+    let decode = variant.is_decode();
     let pairs: usize = lengths.iter().map(|n| if decode { *n } else { n * (n + 1) / 2 }).sum();
     let Heads { queries, kv, width } = heads;
     // Keys and values once for all queries of a group, q and out.
@@ -276,7 +339,7 @@ fn prepare(
     format: KvFormat,
     variant: Variant,
 ) -> Result<Prepared> {
-    let decode = variant == Variant::Decode;
+    let decode = variant.is_decode();
     // Pages of the sequences interleaved and in reverse.
     let pages: usize = lengths.iter().map(|n| n.div_ceil(PAGE)).sum();
     let mut free: Vec<u32> = (0..pages).map(small).collect();
@@ -295,7 +358,10 @@ fn prepare(
     let q: Vec<f32> = noise(51, t * queries * width).iter().map(|x| 2.5 * x).collect();
     let (k_buffer, cache_k) = format.upload(gpu, "cache_k", &noise(52, pages * PAGE * kv * width))?;
     let (v_buffer, cache_v) = format.upload(gpu, "cache_v", &noise(53, pages * PAGE * kv * width))?;
-    let q_buffer = gpu.upload("q", &q)?;
+    // What is beside the queries must not matter.
+    let beside = vec![f32::NAN; 2 * kv * width];
+    let beside: Vec<f32> = q.chunks(queries * width).flat_map(|q| [q, &beside].concat()).collect();
+    let q_buffer = gpu.upload("q", &beside)?;
     let table_buffer = gpu.upload("table", &table)?;
     let places_buffer = gpu.upload("places", &places)?;
     let attended: Vec<u32> = places.iter().map(|place| place[0] + 1).collect();
@@ -315,7 +381,7 @@ fn prepare(
     };
     let outputs = vec![Output { name: "out", buffer: out.clone(), want: Box::new(want) }];
     let prefill = AttentionPrefill::in_form(gpu, width, PAGE, format, variant == Variant::PrefillSubgroup)?;
-    let decoder = AttentionDecode::new(gpu, width, PAGE, format)?;
+    let decoder = AttentionDecode::in_form(gpu, heads, PAGE, format, variant == Variant::DecodeSubgroup)?;
     let record = move |commands: &mut Commands| {
         let operands = Operands {
             q: &q_buffer,

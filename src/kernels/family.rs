@@ -1,6 +1,6 @@
 //! The families of the prefill product and the table of their tiles.
 
-use super::link::{file, plain};
+use super::link::{SILU, file, plain};
 use super::matmul::{Finish, PRODUCT};
 use crate::gpu::{Gpu, Grid, Source};
 use crate::quant::Scheme;
@@ -21,6 +21,9 @@ pub enum Family {
     Subgroup16x8,
     /// As [`Self::Subgroup`], 32 tokens by 4 columns: weights are loaded and converted half as often.
     Subgroup32x4,
+    /// As [`Self::Subgroup`], 64 tokens by 12 columns: few loads, for a device on which they are slow. Tokens that
+    /// fill no tile are [`Self::Subgroup16x8`]'s.
+    Subgroup64x12,
     /// A workgroup shares tiles of both operands in its memory.
     Shared,
 }
@@ -38,8 +41,14 @@ struct Tile {
 
 impl Family {
     /// All of them; the safe default first.
-    pub const ALL: [Self; 5] =
-        [Self::Register, Self::Subgroup, Self::Subgroup16x8, Self::Subgroup32x4, Self::Shared];
+    pub const ALL: [Self; 6] = [
+        Self::Register,
+        Self::Subgroup,
+        Self::Subgroup16x8,
+        Self::Subgroup32x4,
+        Self::Subgroup64x12,
+        Self::Shared,
+    ];
 
     /// Its name in records and in the tuner's file.
     #[must_use]
@@ -49,18 +58,20 @@ impl Family {
             Self::Subgroup => "subgroup",
             Self::Subgroup16x8 => "subgroup-16x8",
             Self::Subgroup32x4 => "subgroup-32x4",
+            Self::Subgroup64x12 => "subgroup-64x12",
             Self::Shared => "shared",
         }
     }
 
-    /// Whether the device has what it needs.
+    /// Whether the device has what it needs; the largest tile is for software devices, whose registers are memory.
     #[must_use]
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        !self.needs_subgroups() || gpu.has_subgroups()
+        let fits = self != Self::Subgroup64x12 || gpu.info().is_software();
+        fits && (!self.needs_subgroups() || gpu.has_subgroups())
     }
 
     fn needs_subgroups(self) -> bool {
-        matches!(self, Self::Subgroup | Self::Subgroup16x8 | Self::Subgroup32x4)
+        !matches!(self, Self::Register | Self::Shared)
     }
 
     /// The table of tile sizes.
@@ -70,8 +81,20 @@ impl Family {
             Self::Subgroup => Tile { rows: 4, tokens: 16, row_lanes: 64, token_lanes: 1 },
             Self::Subgroup16x8 => Tile { rows: 8, tokens: 16, row_lanes: 32, token_lanes: 1 },
             Self::Subgroup32x4 => Tile { rows: 4, tokens: 32, row_lanes: 64, token_lanes: 1 },
+            Self::Subgroup64x12 => Tile { rows: 12, tokens: 64, row_lanes: 32, token_lanes: 1 },
             Self::Shared => Tile { rows: 4, tokens: 8, row_lanes: 16, token_lanes: 8 },
         }
+    }
+
+    /// Itself, and the family that takes the tokens that fill no tile of it, if that is another.
+    pub(super) fn with_leftovers(self) -> Vec<Self> {
+        if self == Self::Subgroup64x12 { vec![self, Self::Subgroup16x8] } else { vec![self] }
+    }
+
+    /// Tokens of a workgroup's tile.
+    pub(super) fn tokens(self) -> usize {
+        let Tile { tokens, token_lanes, .. } = self.tile();
+        (tokens * token_lanes) as usize
     }
 
     /// Its shader: name and text of the file.
@@ -81,6 +104,7 @@ impl Family {
             Self::Subgroup => file!("matmul_subgroup.wgsl"),
             Self::Subgroup16x8 => file!("matmul_subgroup_16x8.wgsl"),
             Self::Subgroup32x4 => file!("matmul_subgroup_32x4.wgsl"),
+            Self::Subgroup64x12 => file!("matmul_subgroup_64x12.wgsl"),
             Self::Shared => file!("matmul_shared.wgsl"),
         }
     }
@@ -104,7 +128,7 @@ impl Family {
             name += &format!(" lanes={lanes}");
         }
         let mut source = plain(name, self.file()).with_format(scheme);
-        source.parts.extend([PRODUCT, file!("common/tile.wgsl")]);
+        source.parts.extend([PRODUCT, SILU, file!("common/tile.wgsl")]);
         let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
         source.consts.extend([
             ("ROWS", rows),
@@ -113,9 +137,14 @@ impl Family {
             ("TOKEN_LANES", token_lanes),
         ]);
         if self.needs_subgroups() {
-            source.parts.push(file!("common/held.wgsl"));
             source.needs_subgroups = true;
             source.consts.push(("LANES", lanes));
+            // The largest holds less of x at a time.
+            source.parts.extend(if self == Self::Subgroup64x12 {
+                vec![file!("common/rows.wgsl"), file!("common/row_tile.wgsl")]
+            } else {
+                vec![file!("common/held.wgsl")]
+            });
         }
         source.overrides.extend(finish.overrides());
         source
@@ -130,7 +159,7 @@ impl Family {
 
     /// Workgroups for `n` columns of `t` tokens.
     pub(super) fn grid(self, n: usize, t: usize) -> Grid {
-        let Tile { rows, tokens, row_lanes, token_lanes } = self.tile();
-        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil((tokens * token_lanes) as usize))
+        let Tile { rows, row_lanes, .. } = self.tile();
+        Grid::plane(n.div_ceil((rows * row_lanes) as usize), t.div_ceil(self.tokens()))
     }
 }

@@ -46,6 +46,7 @@ const INDEX: File = file!("common/index.wgsl");
 const OCT: File = file!("common/oct.wgsl");
 /// What logits are folded into.
 pub(super) const FOLD_STATE: File = file!("common/fold_state.wgsl");
+pub(super) const SILU: File = file!("common/silu.wgsl");
 pub(super) const HALF: File = file!("common/half.wgsl");
 const NIBBLES: File = file!("common/nibbles.wgsl");
 
@@ -62,7 +63,27 @@ impl Source {
     }
 
     /// Links the weight format of `scheme`: the functions that give `load_oct(row, oct)`.
-    pub(super) fn with_format(mut self, scheme: Scheme) -> Self {
+    pub(super) fn with_format(self, scheme: Scheme) -> Self {
+        let reader = match scheme {
+            Scheme::F32 | Scheme::F16 | Scheme::Bf16 => None,
+            Scheme::Int8 => Some(file!("formats/read/pairs.wgsl")),
+            _ => Some(file!("formats/read/words.wgsl")),
+        };
+        self.with_codes(scheme, reader)
+    }
+
+    /// Links the weight format of `scheme` for rows of whole runs: what gives `load_run(row, run)` and
+    /// `oct_of(run, i)`.
+    pub(super) fn with_runs(self, scheme: Scheme) -> Self {
+        let reader = match scheme {
+            Scheme::F32 | Scheme::F16 | Scheme::Bf16 => file!("formats/read/octs.wgsl"),
+            Scheme::Int8 => file!("formats/read/pair_runs.wgsl"),
+            _ => file!("formats/read/word_runs.wgsl"),
+        };
+        self.with_codes(scheme, Some(reader))
+    }
+
+    fn with_codes(mut self, scheme: Scheme, reader: Option<File>) -> Self {
         let run = file!("common/group_run.wgsl");
         let row = file!("common/group_row.wgsl");
         let flat = file!("common/group_flat.wgsl");
@@ -81,6 +102,7 @@ impl Source {
         };
         self.parts.push(OCT);
         self.parts.extend(parts);
+        self.parts.extend(reader);
         if let Scheme::Int4 { group } | Scheme::Int4Asym { group } = scheme {
             self.overrides.push(("GROUP", f64::from(group)));
         }

@@ -1,8 +1,9 @@
 //! Dequantize and multiply, many rows of x: `y = x W^T (+ bias)`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::case::{noise, rounding, unwritten};
+use super::case::{ULP, exp_error, noise, rounding, unwritten};
 use super::family::Family;
 use super::link::{file, params};
 use super::pack::{Packer, Stored, awkward_weights, small, stored};
@@ -17,7 +18,7 @@ pub(super) const PRODUCT: (&str, &str) = file!("common/product.wgsl");
 
 params!(
     /// Of `common/product.wgsl`, which all families and `matvec.wgsl` link.
-    Params { t: u32, n: u32, k: u32, first_row: u32, stride: u32, first_column: u32 }
+    Params { t: u32, n: u32, k: u32, first_row: u32, stride: u32, first_column: u32, first_bias: u32 }
 );
 
 /// What a kernel of `y = x W^T` does with a sum before it stores it.
@@ -27,20 +28,31 @@ pub struct Finish {
     pub bias: bool,
     /// Adds what y holds, after the bias: `y += x W^T (+ bias)`.
     pub add: bool,
+    /// Multiplies the second half of the columns by silu of the first: `y = silu(x G^T) * x U^T`, where the matrix is
+    /// the rows of G, then those of U. Goes with neither of the others.
+    pub gated: bool,
 }
 
 impl Finish {
     /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self { bias: false, add: false },
-        Self { bias: true, add: false },
-        Self { bias: false, add: true },
-        Self { bias: true, add: true },
+    pub const ALL: [Self; 5] = [
+        Self { bias: false, add: false, gated: false },
+        Self { bias: true, add: false, gated: false },
+        Self { bias: false, add: true, gated: false },
+        Self { bias: true, add: true, gated: false },
+        Self { bias: false, add: false, gated: true },
     ];
+
+    /// Columns of y that `rows` rows of the matrix give.
+    #[must_use]
+    pub fn columns(self, rows: usize) -> usize {
+        if self.gated { rows / 2 } else { rows }
+    }
 
     /// What stands behind the scheme in a kernel's name.
     pub(super) fn suffix(self) -> &'static str {
         match (self.bias, self.add) {
+            _ if self.gated => "+gated",
             (false, false) => "",
             (true, false) => "+bias",
             (false, true) => "+add",
@@ -49,13 +61,14 @@ impl Finish {
     }
 
     /// The shader's switches.
-    pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
-        [("BIAS", f64::from(u8::from(self.bias))), ("ADD", f64::from(u8::from(self.add)))]
+    pub(super) fn overrides(self) -> [(&'static str, f64); 3] {
+        let switch = |on| f64::from(u8::from(on));
+        [("BIAS", switch(self.bias)), ("ADD", switch(self.add)), ("GATED", switch(self.gated))]
     }
 }
 
 /// The kernels of the families.
-pub(super) const KERNELS: [Kernel; 5] = [
+pub(super) const KERNELS: [Kernel; 6] = [
     Kernel {
         name: "matmul",
         sources: || forms(Family::Register),
@@ -81,6 +94,12 @@ pub(super) const KERNELS: [Kernel; 5] = [
         cases: || cases(Family::Subgroup32x4),
     },
     Kernel {
+        name: "matmul_subgroup_64x12",
+        sources: || forms(Family::Subgroup64x12),
+        params: Params::layout,
+        cases: || cases(Family::Subgroup64x12),
+    },
+    Kernel {
         name: "matmul_shared",
         sources: || forms(Family::Shared),
         params: Params::layout,
@@ -98,8 +117,9 @@ fn forms(family: Family) -> Vec<Source> {
 /// `y = x W^T (+ bias)` for many rows of x.
 #[derive(Clone, Debug)]
 pub struct Matmul {
-    family: Family,
-    pipeline: Arc<Pipeline>,
+    finish: Finish,
+    /// The last takes what the ones before it leave over.
+    pipelines: Vec<(Family, Arc<Pipeline>)>,
 }
 
 /// A launch's operands besides the matrix.
@@ -109,14 +129,24 @@ pub struct Operands<'a> {
     pub x: &'a Buffer,
     /// `[n]` f32, if the kernel was made with a bias.
     pub bias: Option<&'a Buffer>,
-    /// `[t, n]` f32, overwritten or added to.
+    /// `[t, stride]` f32, of which n columns from `first_column` on are overwritten or added to; half as many where the
+    /// kernel gates.
     pub y: &'a Buffer,
     /// Rows of x.
     pub t: usize,
     /// First row of the matrix to use.
     pub first_row: usize,
-    /// Rows of the matrix to use: columns of y.
+    /// Rows of the matrix to use.
     pub n: usize,
+    /// Columns of y in all.
+    pub stride: usize,
+    /// The first column of y.
+    pub first_column: usize,
+}
+
+/// Where the rows of a range of tokens are, in a buffer of `row` bytes a token.
+fn rows_at(buffer: &Buffer, tokens: &Range<usize>, row: usize) -> Buffer {
+    buffer.slice((tokens.start * row) as u64, (tokens.len() * row) as u64)
 }
 
 impl Operands<'_> {
@@ -127,24 +157,28 @@ impl Operands<'_> {
         commands: &mut Commands,
         pipeline: &Arc<Pipeline>,
         w: &Matrix,
+        finish: Finish,
         grid: impl Fn(usize, usize) -> Grid,
     ) {
-        let Self { x, bias, y, t, first_row, n } = self;
+        let Self { x, bias, y, t, first_row, n, stride, first_column } = self;
         assert!(first_row + n <= w.n, "rows {first_row}+{n} of {}", w.n);
-        let (x_row, y_row) = (4 * w.k, 4 * n);
-        for (part, rows, first_column) in w.parts_of(first_row..first_row + n) {
+        assert!(first_column + finish.columns(n) <= stride, "{n} rows at column {first_column} of {stride}");
+        let (x_row, y_row) = (4 * w.k, 4 * stride);
+        for (part, rows, first_bias) in w.parts_of(first_row..first_row + n) {
+            assert!(
+                !finish.gated || (rows.len() == n && n.is_multiple_of(2)),
+                "both halves of {n} rows in a part"
+            );
             let token_work = (2 * rows.len() * w.k) as u64 + moving(x_row + 4 * rows.len());
             for (tokens, work) in token_ranges(commands, t, &[x_row, y_row], |_| token_work) {
-                let of_tokens = |buffer: &Buffer, row: usize| {
-                    buffer.slice((tokens.start * row) as u64, (tokens.len() * row) as u64)
-                };
                 let params = Params {
                     t: small(tokens.len()),
                     n: small(rows.len()),
                     k: small(w.k),
                     first_row: small(rows.start),
-                    stride: small(n),
-                    first_column: small(first_column),
+                    stride: small(stride),
+                    first_column: small(first_column + first_bias),
+                    first_bias: small(first_bias),
                 };
                 commands.dispatch(
                     pipeline,
@@ -152,10 +186,10 @@ impl Operands<'_> {
                     &[
                         ("weights", &part.weights),
                         ("scales", &part.scales),
-                        ("x", &of_tokens(x, x_row)),
+                        ("x", &rows_at(x, &tokens, x_row)),
                         // Declared in any case, read only where the kernel was made with a bias.
                         ("bias", bias.unwrap_or(&part.scales)),
-                        ("y", &of_tokens(y, y_row)),
+                        ("y", &rows_at(y, &tokens, y_row)),
                     ],
                     grid(rows.len(), tokens.len()),
                     work + moving(rows.len() * w.row_bytes()),
@@ -172,12 +206,27 @@ impl Matmul {
     ///
     /// If the shader does not compile.
     pub fn new(gpu: &Gpu, family: Family, scheme: Scheme, finish: Finish) -> Result<Self> {
-        Ok(Self { family, pipeline: gpu.pipeline(&family.source_on(gpu, scheme, finish))? })
+        let form = |family: Family| Ok((family, gpu.pipeline(&family.source_on(gpu, scheme, finish))?));
+        let pipelines = family.with_leftovers().into_iter().map(form).collect::<Result<_>>()?;
+        Ok(Self { finish, pipelines })
     }
 
-    /// Records one launch. `w` must be in the scheme that the kernel was made for.
+    /// Records one launch, or one for whole tiles and one for the tokens left over. `w` must be in the scheme that
+    /// the kernel was made for.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        operands.record(commands, &self.pipeline, w, |n, t| self.family.grid(n, t));
+        let mut first = 0;
+        for (index, (family, pipeline)) in self.pipelines.iter().enumerate() {
+            let left = operands.t - first;
+            let count = if index + 1 == self.pipelines.len() { left } else { left - left % family.tokens() };
+            if count > 0 {
+                let tokens_of = first..first + count;
+                let x = &rows_at(operands.x, &tokens_of, 4 * w.k);
+                let y = &rows_at(operands.y, &tokens_of, 4 * operands.stride);
+                Operands { x, y, t: count, ..operands }
+                    .record(commands, pipeline, w, self.finish, |n, t| family.grid(n, t));
+            }
+            first += count;
+        }
     }
 }
 
@@ -196,11 +245,24 @@ fn cases(family: Family) -> Vec<Case> {
             large,
         )
     };
-    let ragged = &[(1, 1, 8), (33, 65, 72), (8, 4, 256), (70, 31, 136), (31, 130, 1000), (17, 257, 64)];
+    let ragged = &[
+        (1, 1, 8),
+        (33, 65, 72),
+        (8, 4, 256),
+        (70, 31, 136),
+        (31, 130, 1000),
+        (17, 257, 64),
+        (131, 390, 24),
+    ];
     // A square matrix, one with more rows than columns and one with fewer.
     let mut cases = shapes(ragged, (128, 512, 512));
     cases.extend(shapes(&[], (64, 1024, 256)));
     cases.extend(shapes(&[], (64, 256, 1024)));
+    if family == Family::Subgroup64x12 {
+        // Drivers take a while to compile each form: a format with codes and one without.
+        let formats = ["/int4-g128", "/f16"];
+        cases.retain(|case| formats.iter().any(|format| case.name.contains(format)));
+    }
     cases
 }
 
@@ -228,7 +290,9 @@ pub(super) fn shapes(
     for scheme in Scheme::ALL {
         let shapes = ragged.iter().map(|shape| (*shape, false)).chain([(large, true)]);
         for (index, ((t, n, k), timed)) in shapes.enumerate() {
-            let finish = Finish::ALL[index % 4];
+            let finish = Finish::ALL[index % Finish::ALL.len()];
+            // Two halves.
+            let n = if finish.gated { n.next_multiple_of(2) } else { n };
             let problem = Problem { scheme, finish, t, n, k };
             cases.push(Case {
                 name: format!("{kernel}/{scheme}{} t={t} n={n} k={k}", finish.suffix()),
@@ -253,7 +317,7 @@ impl Problem {
         wrapper: impl Fn(&Gpu, Scheme, Finish) -> Result<Record>,
     ) -> Result<Prepared> {
         let Self { scheme, finish, t, n, k } = self;
-        let Finish { bias, add } = finish;
+        let Finish { bias, add, gated } = finish;
         // With a bias, also try a launch that starts inside the matrix.
         let first_row = usize::from(bias);
         let rows = n + first_row;
@@ -269,7 +333,8 @@ impl Problem {
         let before = noise(8, t * n);
         let x_buffer = gpu.upload("x", &x)?;
         let bias_buffer = gpu.upload("bias", &biases)?;
-        let y = if add { gpu.upload("y", &before)? } else { unwritten(gpu, "y", t * n)? };
+        let columns = finish.columns(n);
+        let y = if add { gpu.upload("y", &before)? } else { unwritten(gpu, "y", t * columns)? };
 
         let seen = bytemuck::pod_collect_to_vec(&bytes);
         let full = quant::Packed { scheme: dtype, rows, cols: k, words: seen, scales: vec![] };
@@ -279,8 +344,11 @@ impl Problem {
             let bound = rounding(1 + sums + usize::from(bias) + usize::from(add));
             let biases = biases.iter().map(|b| if bias { f64::from(*b) } else { 0.0 });
             let biases: Vec<_> = biases.collect();
-            reference(&seen[first_row * k..], &x, &biases, k)
-                .into_iter()
+            let sums = reference(&seen[first_row * k..], &x, &biases, k);
+            if gated {
+                return sums.chunks(n).flat_map(|row| gated_row(row, bound)).collect();
+            }
+            sums.into_iter()
                 .zip(before.iter().map(|y| if add { f64::from(*y) } else { 0.0 }))
                 .map(|((sum, magnitude), before)| Want::Near {
                     value: sum + before,
@@ -292,10 +360,27 @@ impl Problem {
         let outputs = vec![Output { name: "y", buffer: y.clone(), want: Box::new(want) }];
         let record = move |commands: &mut Commands| {
             let bias = bias.then_some(&bias_buffer);
-            kernel(commands, &w, Operands { x: &x_buffer, bias, y: &y, t, first_row, n });
+            let operands =
+                Operands { x: &x_buffer, bias, y: &y, t, first_row, n, stride: columns, first_column: 0 };
+            kernel(commands, &w, operands);
         };
         Ok(Prepared { record: Box::new(record), outputs })
     }
+}
+
+/// What a gating kernel makes of a row of sums, each with the sum of magnitudes to which `bound` is relative.
+///
+/// The slope of silu is 1.1 at most. Its own rounding and the product's are those of [`super::Swiglu`].
+fn gated_row(row: &[(f64, f64)], bound: f64) -> Vec<Want> {
+    let (gates, ups) = row.split_at(row.len() / 2);
+    let near = |((gate, gate_magnitude), (up, up_magnitude)): (&(f64, f64), &(f64, f64))| {
+        let (gate_error, up_error) = (bound * gate_magnitude, bound * up_magnitude);
+        let silu = gate / (1.0 + (-gate).exp());
+        let own = (exp_error(gate.clamp(-80.0, 20.0)) + 4.5 * ULP) * (silu * up).abs();
+        let error = 1.1 * gate_error * (up.abs() + up_error) + silu.abs() * up_error;
+        Want::Near { value: silu * up, bound: 1.01 * (own + error) + 1e-30 * up.abs() }
+    };
+    gates.iter().zip(ups).map(near).collect()
 }
 
 /// The f64 twin: `[t, n]` values of `x W^T + bias`, each with the sum of the magnitudes in it.

@@ -5,6 +5,12 @@ use std::ops::Range;
 use crate::gpu::Buffer;
 use crate::quant::Scheme;
 
+/// Buffers can be bound from multiples of this many bytes on every device.
+const BINDING_ALIGNMENT: u64 = 256;
+
+/// Weights of a group that runs on from row to row.
+const FLAT_GROUP: usize = 64;
+
 /// A `[n, k]` weight matrix in one scheme, laid out as [`crate::quant::Packed`] says, in parts that a device can
 /// bind. Clones share the memory.
 #[derive(Clone, Debug)]
@@ -42,6 +48,51 @@ impl Matrix {
     pub fn bytes_of(scheme: Scheme, n: usize, k: usize) -> u64 {
         let scales = scheme.grouping(n, k).map_or(0, |grouping| grouping.count * scheme.values_per_group());
         (4 * (n * k / scheme.per_word() + scales)) as u64
+    }
+
+    /// Whether a `[n, k]` matrix in `scheme` can end after `rows` rows and another begin there: both can be bound, and
+    /// no group of weights lies in both.
+    #[must_use]
+    pub fn is_cut_at(scheme: Scheme, rows: usize, k: usize) -> bool {
+        let flat = matches!(scheme, Scheme::Fp4B64 | Scheme::Nf4B64);
+        let codes = (rows * k / scheme.per_word() * 4) as u64;
+        let scales = Self::bytes_of(scheme, rows, k) - codes;
+        let whole = !flat || (rows * k).is_multiple_of(FLAT_GROUP);
+        whole && codes.is_multiple_of(BINDING_ALIGNMENT) && scales.is_multiple_of(BINDING_ALIGNMENT)
+    }
+
+    /// Some of its rows as a matrix of their own in the same memory; `None` if it is in parts or cannot be cut there.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Option<Self> {
+        let [part] = self.parts.as_slice() else { return None };
+        if ![rows.start, rows.end].iter().all(|end| Self::is_cut_at(self.scheme, *end, self.k)) {
+            return None;
+        }
+        let codes = |rows: usize| (rows * self.row_bytes()) as u64;
+        let scales = |rows: usize| Self::bytes_of(self.scheme, rows, self.k) - codes(rows);
+        let cut = |buffer: &Buffer, bytes: &dyn Fn(usize) -> u64| {
+            buffer.slice(bytes(rows.start), bytes(rows.end) - bytes(rows.start))
+        };
+        let weights = cut(&part.weights, &codes);
+        let scales = if self.scheme.is_full() { weights.clone() } else { cut(&part.scales, &scales) };
+        let n = rows.len();
+        let parts = vec![Part { rows: 0..n, weights, scales }];
+        Some(Self { scheme: self.scheme, n, k: self.k, parts })
+    }
+
+    /// This matrix and `next` below it as one, if they lie so in memory.
+    #[must_use]
+    pub fn joined(&self, next: &Self) -> Option<Self> {
+        let ([own], [other]) = (self.parts.as_slice(), next.parts.as_slice()) else { return None };
+        if (self.scheme, self.k) != (next.scheme, next.k) {
+            return None;
+        }
+        let weights = own.weights.joined(&other.weights)?;
+        let scales =
+            if self.scheme.is_full() { weights.clone() } else { own.scales.joined(&other.scales)? };
+        let n = self.n + next.n;
+        let parts = vec![Part { rows: 0..n, weights, scales }];
+        Some(Self { scheme: self.scheme, n, k: self.k, parts })
     }
 
     /// The parts that hold `rows`: each with the range of its own rows to use and the first of them in `rows`.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::link::{file, plain};
+use super::link::{SILU, file, plain};
 use super::matmul::{self, Finish, Operands};
 use super::pack::small;
 use super::{Case, Kernel, Matrix};
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Grid, Pipeline, Source};
 use crate::quant::Scheme;
 
-/// Columns of y a lane; `common/rows.wgsl` has the same number.
+/// Rows of the matrix a lane.
 const ROWS: usize = 4;
 
 /// Lanes of a workgroup whose lanes share sums; `matvec.wgsl` and `matvec_subgroup.wgsl` have the same number.
@@ -25,14 +25,18 @@ const ALONE: u32 = 8;
 /// How many lanes of a subgroup share something: the largest number that the device's smallest subgroup has.
 const SUBGROUP_LANES: [u32; 3] = [4, 8, 32];
 
+/// Weights of a row that [`MatvecFamily::Run`] reads at a time, and tokens up to which it does.
+const RUN_LENGTH: usize = 32;
+const RUN_TOKENS: usize = 4;
+
 /// Tokens that a workgroup serves: the smallest that takes them all, or the largest. It never changes a token's bits.
 const TILES: [usize; 3] = [1, 4, 16];
 
 /// How the lanes share a product of few rows.
 ///
 /// Within a family the order of the sum depends on `k` and, where lanes share a sum, on how many do: for
-/// [`Self::Subgroup`] on the device's smallest subgroup. [`Self::Lane`] and [`Self::Broadcast`] add up as every
-/// prefill family does.
+/// [`Self::Subgroup`] on the device's smallest subgroup. [`Self::Lane`], [`Self::Broadcast`] and
+/// [`Self::Run`] add up as every prefill family does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatvecFamily {
     /// Eight lanes share a row and join their sums in workgroup memory: the safe default.
@@ -44,6 +48,8 @@ pub enum MatvecFamily {
     /// A lane has its rows for itself; a subgroup's lanes hold parts of x and hand them to each other; needs
     /// subgroups.
     Broadcast,
+    /// As [`Self::Broadcast`], a few tokens' weights read 32 at a time; needs subgroups and rows of whole 32s.
+    Run,
 }
 
 pub(super) const WORKGROUP: Kernel = Kernel {
@@ -70,6 +76,12 @@ pub(super) const BROADCAST: Kernel = Kernel {
     params: || (matmul::REGISTER.params)(),
     cases: || cases("matvec_broadcast", MatvecFamily::Broadcast),
 };
+pub(super) const RUN: Kernel = Kernel {
+    name: "matvec_run",
+    sources: || forms(MatvecFamily::Run),
+    params: || (matmul::REGISTER.params)(),
+    cases: || cases("matvec_run", MatvecFamily::Run),
+};
 
 /// Every scheme, finish and tile of a family, for every size of subgroups where that matters.
 fn forms(family: MatvecFamily) -> Vec<Source> {
@@ -78,7 +90,10 @@ fn forms(family: MatvecFamily) -> Vec<Source> {
     for scheme in Scheme::ALL {
         for finish in Finish::ALL {
             for lanes in lanes {
-                forms.extend(TILES.map(|tokens| family.source(scheme, finish, tokens, *lanes)));
+                // What one family lends another is not told twice.
+                let own =
+                    TILES.into_iter().filter(|tokens| family != MatvecFamily::Run || *tokens <= RUN_TOKENS);
+                forms.extend(own.map(|tokens| family.source(scheme, finish, tokens, *lanes)));
             }
         }
     }
@@ -87,7 +102,7 @@ fn forms(family: MatvecFamily) -> Vec<Source> {
 
 impl MatvecFamily {
     /// All of them; the safe default first.
-    pub const ALL: [Self; 4] = [Self::Workgroup, Self::Lane, Self::Subgroup, Self::Broadcast];
+    pub const ALL: [Self; 5] = [Self::Workgroup, Self::Lane, Self::Subgroup, Self::Broadcast, Self::Run];
 
     /// Its name in records and in the tuner's file.
     #[must_use]
@@ -97,6 +112,7 @@ impl MatvecFamily {
             Self::Lane => "lane",
             Self::Subgroup => "subgroup",
             Self::Broadcast => "broadcast",
+            Self::Run => "run",
         }
     }
 
@@ -106,8 +122,14 @@ impl MatvecFamily {
         !self.needs_subgroups() || gpu.has_subgroups()
     }
 
+    /// Whether it can read rows of `k` weights.
+    #[must_use]
+    pub fn reads(self, k: usize) -> bool {
+        self != Self::Run || k.is_multiple_of(RUN_LENGTH)
+    }
+
     fn needs_subgroups(self) -> bool {
-        matches!(self, Self::Subgroup | Self::Broadcast)
+        matches!(self, Self::Subgroup | Self::Broadcast | Self::Run)
     }
 
     /// Lanes that share something on this device.
@@ -122,19 +144,26 @@ impl MatvecFamily {
 
     /// Its kernel for `tokens` at a time, `lanes` sharing.
     fn source(self, scheme: Scheme, finish: Finish, tokens: usize, lanes: u32) -> Source {
+        // With many tokens x is what is read most.
+        let runs = self == Self::Run && tokens <= RUN_TOKENS;
         let (kernel, file) = match self {
             Self::Workgroup => ("matvec", file!("matvec.wgsl")),
             Self::Lane => ("matvec_lane", file!("matvec_lane.wgsl")),
             Self::Subgroup => ("matvec_subgroup", file!("matvec_subgroup.wgsl")),
-            Self::Broadcast => ("matvec_broadcast", file!("matvec_broadcast.wgsl")),
+            Self::Run if runs => ("matvec_run", file!("matvec_run.wgsl")),
+            Self::Broadcast | Self::Run => ("matvec_broadcast", file!("matvec_broadcast.wgsl")),
         };
         let mut name = format!("{kernel}/{scheme}{} tokens={tokens}", finish.suffix());
         if self.needs_subgroups() {
             name.push_str(&format!(" lanes={lanes}"));
         }
-        let mut source = plain(name, file).with_format(scheme);
-        source.parts.extend([matmul::PRODUCT, file!("common/tile.wgsl"), file!("common/rows.wgsl")]);
-        source.consts.push(("TOKENS", small(tokens)));
+        let mut source = plain(name, file);
+        source = if runs { source.with_runs(scheme) } else { source.with_format(scheme) };
+        source.parts.extend([matmul::PRODUCT, SILU, file!("common/tile.wgsl"), file!("common/rows.wgsl")]);
+        if !runs {
+            source.parts.push(file!("common/row_tile.wgsl"));
+        }
+        source.consts.extend([("ROWS", small(ROWS)), ("TOKENS", small(tokens))]);
         if self != Self::Lane {
             source.consts.push(("LANES", lanes));
         }
@@ -148,10 +177,10 @@ impl MatvecFamily {
 
     /// Lanes of a workgroup if each has its rows for itself; a whole subgroup at least.
     fn alone(self, lanes: u32) -> Option<u32> {
-        matches!(self, Self::Lane | Self::Broadcast).then_some(ALONE.max(lanes))
+        matches!(self, Self::Lane | Self::Broadcast | Self::Run).then_some(ALONE.max(lanes))
     }
 
-    /// Columns of y that a workgroup computes.
+    /// Rows of the matrix that a workgroup multiplies.
     fn columns(self, lanes: u32) -> usize {
         ROWS * self.alone(lanes).map_or(SHARING / lanes as usize, |lanes| lanes as usize)
     }
@@ -165,6 +194,8 @@ impl MatvecFamily {
 pub struct Matvec {
     /// For each of [`TILES`].
     pipelines: [Arc<Pipeline>; 3],
+    family: MatvecFamily,
+    finish: Finish,
     columns: usize,
 }
 
@@ -178,14 +209,19 @@ impl Matvec {
         let lanes = family.lanes(gpu);
         let pipeline = |tokens| gpu.pipeline(&family.source(scheme, finish, tokens, lanes));
         let pipelines = [pipeline(TILES[0])?, pipeline(TILES[1])?, pipeline(TILES[2])?];
-        Ok(Self { pipelines, columns: family.columns(lanes) })
+        Ok(Self { pipelines, family, finish, columns: family.columns(lanes) })
     }
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
+    ///
+    /// # Panics
+    ///
+    /// If the family does not read rows as long as `w`'s.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
+        assert!(self.family.reads(w.k), "{} reads no rows of {}", self.family.name(), w.k);
         let tile = TILES.iter().position(|tokens| *tokens >= operands.t).unwrap_or(TILES.len() - 1);
         let grid = |n: usize, t: usize| Grid::plane(n.div_ceil(self.columns), t.div_ceil(TILES[tile]));
-        operands.record(commands, &self.pipelines[tile], w, grid);
+        operands.record(commands, &self.pipelines[tile], w, self.finish, grid);
     }
 
     /// The kernel's text for one token on this device: what a remembered choice depends on.
@@ -212,10 +248,12 @@ fn cases(kernel: &'static str, family: MatvecFamily) -> Vec<Case> {
         )
     };
     // One new token, as many as the largest tile has, and a few on fewer rows than columns.
-    let mut cases = shapes(
-        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (4, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)],
-        (1, 1024, 1024),
-    );
+    let ragged: &[_] = if family == MatvecFamily::Run {
+        &[(1, 1, 32), (9, 65, 96), (3, 5, 256), (4, 33, 160), (2, 70, 992), (17, 64, 64), (1, 37, 96)]
+    } else {
+        &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (4, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)]
+    };
+    let mut cases = shapes(ragged, (1, 1024, 1024));
     cases.extend(shapes(&[], (16, 1024, 1024)));
     cases.extend(shapes(&[], (4, 512, 2048)));
     cases

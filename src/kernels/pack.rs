@@ -111,20 +111,42 @@ impl Packer {
     ///
     /// If `stored.bytes` has another size, `k` is not a multiple of 8, or `schemes` names another full precision.
     pub fn pack(&mut self, gpu: &Gpu, schemes: &[Scheme], stored: Stored<'_>) -> Result<Vec<Matrix>> {
+        let Stored { name, n, k, .. } = stored;
+        let matrices: Vec<_> =
+            schemes.iter().map(|scheme| Self::allocate(gpu, name, *scheme, n, k)).collect::<Result<_>>()?;
+        self.pack_into(gpu, &matrices, stored)?;
+        Ok(matrices)
+    }
+
+    /// A matrix in `scheme` whose weights are not there yet.
+    ///
+    /// # Errors
+    ///
+    /// If the device cannot hold it.
+    pub fn allocate(gpu: &Gpu, name: &str, scheme: Scheme, n: usize, k: usize) -> Result<Matrix> {
+        allocate(gpu, name, scheme, n, k)
+    }
+
+    /// As [`Self::pack`], into matrices that are allocated.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::pack`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::pack`].
+    pub fn pack_into(&mut self, gpu: &Gpu, matrices: &[Matrix], stored: Stored<'_>) -> Result<()> {
         let Stored { name, dtype, bytes, n, k } = stored;
         let row_bytes = row_bytes(dtype, k);
         assert!(k.is_multiple_of(8) && bytes.len() == n * row_bytes, "{name}: not a [{n}, {k}] of {dtype}");
-        let matrices: Vec<_> =
-            schemes.iter().map(|scheme| allocate(gpu, name, *scheme, n, k)).collect::<Result<_>>()?;
         let full = matrices.iter().find(|matrix| matrix.scheme.is_full());
-        let wanted = |scheme: &&Scheme| !scheme.is_full();
-        let kernels: Vec<_> = schemes
-            .iter()
-            .filter(wanted)
-            .map(|scheme| {
+        let quantized = matrices.iter().filter(|matrix| !matrix.scheme.is_full());
+        let kernels: Vec<_> = quantized
+            .map(|matrix| {
                 Ok((
-                    gpu.pipeline(&scales_source(*scheme, dtype))?,
-                    gpu.pipeline(&codes_source(*scheme, dtype))?,
+                    gpu.pipeline(&scales_source(matrix.scheme, dtype))?,
+                    gpu.pipeline(&codes_source(matrix.scheme, dtype))?,
                 ))
             })
             .collect::<Result<_>>()?;
@@ -153,7 +175,7 @@ impl Packer {
             }
             commands.submit(gpu)?;
         }
-        Ok(matrices)
+        Ok(())
     }
 
     /// Bytes of a stored matrix that pass through the packer's own memory at a time, where no full-precision

@@ -35,6 +35,14 @@ pub struct Heads {
     pub width: usize,
 }
 
+impl Heads {
+    /// Heads of queries, keys and values together.
+    #[must_use]
+    pub fn all(self) -> usize {
+        self.queries + 2 * self.kv
+    }
+}
+
 /// Turns queries and keys, and fills the cache.
 #[derive(Clone, Debug)]
 pub struct Rope {
@@ -49,12 +57,8 @@ pub struct Operands<'a> {
     pub places: &'a Buffer,
     /// `[positions, e / 2]` cosine and sine.
     pub rotary: &'a Buffer,
-    /// `[t, h, e]` f32, turned in place.
-    pub q: &'a Buffer,
-    /// `[t, g, e]` f32.
-    pub k: &'a Buffer,
-    /// `[t, g, e]` f32.
-    pub v: &'a Buffer,
+    /// `[t, h + 2 g, e]` f32: queries, which are turned in place, keys and values.
+    pub qkv: &'a Buffer,
     /// `[slots, g, e]` in the cache format; the tokens' slots are overwritten.
     pub cache_k: &'a Buffer,
     /// `[slots, g, e]` in the cache format; the tokens' slots are overwritten.
@@ -77,7 +81,7 @@ impl Rope {
 
     /// Records one launch.
     pub fn record(&self, commands: &mut Commands, operands: Operands<'_>) {
-        let Operands { places, rotary, q, k, v, cache_k, cache_v, t, heads } = operands;
+        let Operands { places, rotary, qkv, cache_k, cache_v, t, heads } = operands;
         let quarter = heads.width / 4;
         let params = Params {
             t: small(t),
@@ -88,13 +92,11 @@ impl Rope {
         let buffers = [
             ("places", places),
             ("rotary", rotary),
-            ("q", q),
-            ("k", k),
-            ("v", v),
+            ("qkv", qkv),
             ("cache_k", cache_k),
             ("cache_v", cache_v),
         ];
-        let lanes = t * (heads.queries + 2 * heads.kv) * quarter;
+        let lanes = t * heads.all() * quarter;
         let grid = Grid::flat(lanes.div_ceil(WG as usize));
         commands.dispatch(&self.pipeline, &params, &buffers, grid, moving(bytes(self.format, t, heads)));
     }
@@ -172,9 +174,12 @@ fn prepare(gpu: &Gpu, t: usize, heads: Heads, format: KvFormat) -> Result<Prepar
 
     let places_buffer = gpu.upload("places", &places)?;
     let rotary_buffer = gpu.upload("rotary", &rotary)?;
-    let q_buffer = gpu.upload("q", &q)?;
-    let k_buffer = gpu.upload("k", &k)?;
-    let v_buffer = gpu.upload("v", &v)?;
+    let side_by_side = |q: &[f32]| {
+        let tokens = q.chunks(queries * width).zip(k.chunks(kv * width)).zip(v.chunks(kv * width));
+        tokens.flat_map(|((q, k), v)| [q, k, v].concat()).collect::<Vec<_>>()
+    };
+    let qkv = side_by_side(&q);
+    let qkv_buffer = gpu.upload("qkv", &qkv)?;
     let cache = format.words(&vec![7.0; slots * kv * width]);
     let cache_k = gpu.upload("cache_k", &cache)?;
     let cache_v = gpu.upload("cache_v", &cache)?;
@@ -186,8 +191,15 @@ fn prepare(gpu: &Gpu, t: usize, heads: Heads, format: KvFormat) -> Result<Prepar
     let at = places.clone();
     let turns = rotary.clone();
     let turned_q = move || {
-        let heads = q.chunks(width).enumerate();
-        heads.flat_map(|(index, head)| turned(head, &turns, at[index / queries][0])).collect()
+        let heads_of = qkv.chunks(width).enumerate();
+        let want = |(index, head): (usize, &[f32])| {
+            if index % heads.all() < queries {
+                turned(head, &turns, at[index / heads.all()][0])
+            } else {
+                head.iter().map(|value| Want::Exactly(value.to_bits())).collect()
+            }
+        };
+        heads_of.flat_map(want).collect()
     };
     let (at, turns, before) = (places.clone(), rotary, untouched.clone());
     let keys = move || {
@@ -211,7 +223,7 @@ fn prepare(gpu: &Gpu, t: usize, heads: Heads, format: KvFormat) -> Result<Prepar
         want
     };
     let outputs = vec![
-        Output { name: "q", buffer: q_buffer.clone(), want: Box::new(turned_q) },
+        Output { name: "qkv", buffer: qkv_buffer.clone(), want: Box::new(turned_q) },
         Output { name: "cache_k", buffer: cache_k.clone(), want: Box::new(keys) },
         Output { name: "cache_v", buffer: cache_v.clone(), want: Box::new(values) },
     ];
@@ -220,9 +232,7 @@ fn prepare(gpu: &Gpu, t: usize, heads: Heads, format: KvFormat) -> Result<Prepar
         let operands = Operands {
             places: &places_buffer,
             rotary: &rotary_buffer,
-            q: &q_buffer,
-            k: &k_buffer,
-            v: &v_buffer,
+            qkv: &qkv_buffer,
             cache_k: &cache_k,
             cache_v: &cache_v,
             t,

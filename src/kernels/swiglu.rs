@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::case::{ULP, exp_error, noise, unwritten};
-use super::link::{file, params, plain};
+use super::link::{SILU, file, params, plain};
 use super::pack::small;
 use super::split::moving;
 use super::{Case, Kernel, Output, Prepared, Want, Work};
@@ -19,6 +19,7 @@ pub(super) const KERNEL: Kernel =
 
 fn source() -> Source {
     let mut source = plain("swiglu".to_owned(), file!("swiglu.wgsl")).with_index();
+    source.parts.push(SILU);
     source.overrides.push(("WG", f64::from(WG)));
     source
 }

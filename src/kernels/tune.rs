@@ -27,7 +27,7 @@ const MAX_LAUNCHES: f64 = 64.0;
 const RUNS: usize = 3;
 
 impl Matmul {
-    /// Compiles the family that is fastest here for `n` rows of `w` at a time, as [`Gpu::choose`] says.
+    /// Compiles the family that is fastest here for `n` rows like those of `w` at a time, as [`Gpu::choose`] says.
     ///
     /// Phase, not size, decides between this and [`super::Matvec`], and one family serves batches of every
     /// size: so a token's bits do not depend on its batch. Another family may change the last bits, since a
@@ -71,7 +71,7 @@ struct Trial<'a> {
 impl<'a> Trial<'a> {
     fn new(gpu: &'a Gpu, w: &'a Matrix, n: usize) -> Result<Self> {
         let products = if gpu.info().is_software() { SOFTWARE_PRODUCTS } else { PRODUCTS };
-        let rows = n.min((products / TOKENS / w.k).max(LEAST_ROWS));
+        let rows = n.min(w.n).min((products / TOKENS / w.k).max(LEAST_ROWS));
         let x = gpu.upload("a trial's x", &noise(9, TOKENS * w.k))?;
         let y = gpu.alloc("a trial's y", (4 * TOKENS * rows) as u64)?;
         gpu.wait("packing")?;
@@ -110,7 +110,8 @@ impl<'a> Trial<'a> {
     /// Wall seconds of one submission.
     fn run(&self, kernel: &Matmul, launches: usize) -> Result<f64> {
         let mut commands = Commands::new();
-        let operands = Operands { x: &self.x, bias: None, y: &self.y, t: TOKENS, first_row: 0, n: self.rows };
+        let (x, y, n) = (&self.x, &self.y, self.rows);
+        let operands = Operands { x, bias: None, y, t: TOKENS, first_row: 0, n, stride: n, first_column: 0 };
         for _ in 0..launches {
             kernel.record(&mut commands, self.w, operands);
         }

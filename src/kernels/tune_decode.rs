@@ -22,14 +22,15 @@ const MAX_LAUNCHES: f64 = 64.0;
 const RUNS: usize = 4;
 
 impl Matvec {
-    /// Compiles the family that is fastest here for `n` rows of `w` at a time, as [`Gpu::choose`] says: by the time of
+    /// Compiles the family that is fastest here for `n` rows like those of `w` at a time, as [`Gpu::choose`] says: by the time of
     /// a single stream's product and of 16 sequences' together.
     ///
     /// # Errors
     ///
     /// If a shader does not compile or the device fails.
     pub fn tuned(gpu: &Gpu, w: &Matrix, n: usize, finish: Finish) -> Result<Self> {
-        let families: Vec<_> = MatvecFamily::ALL.into_iter().filter(|family| family.runs_on(gpu)).collect();
+        let fits = |family: &MatvecFamily| family.runs_on(gpu) && family.reads(w.k);
+        let families: Vec<_> = MatvecFamily::ALL.into_iter().filter(fits).collect();
         let source = |family: MatvecFamily| (family.name(), Self::text_of(gpu, family, w.scheme));
         let candidates: Vec<_> = families.iter().map(|family| source(*family)).collect();
         let class = format!("matvec/{} n={n} k={}", w.scheme, w.k);
@@ -58,7 +59,7 @@ struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     fn new(gpu: &'a Gpu, w: &'a Matrix, n: usize) -> Result<Self> {
-        let most = TOKENS[1];
+        let (most, n) = (TOKENS[1], n.min(w.n));
         let x = gpu.upload("a trial's x", &noise(9, most * w.k))?;
         let y = gpu.alloc("a trial's y", (4 * most * n) as u64)?;
         gpu.wait("packing")?;
@@ -96,7 +97,8 @@ impl<'a> Trial<'a> {
     /// Wall seconds of one submission.
     fn run(&self, kernel: &Matvec, t: usize, launches: usize) -> Result<f64> {
         let mut commands = Commands::new();
-        let operands = Operands { x: &self.x, bias: None, y: &self.y, t, first_row: 0, n: self.n };
+        let (x, y, n) = (&self.x, &self.y, self.n);
+        let operands = Operands { x, bias: None, y, t, first_row: 0, n, stride: n, first_column: 0 };
         for _ in 0..launches {
             kernel.record(&mut commands, self.w, operands);
         }

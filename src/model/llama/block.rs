@@ -32,13 +32,14 @@ pub(super) struct Kernels {
 
 impl Kernels {
     pub(super) fn new(gpu: &Gpu, config: &Config, kv: KvFormat, rotary: Buffer) -> Result<Self> {
+        let heads = Heads { queries: config.heads, kv: config.kv_heads, width: config.head_dim };
         Ok(Self {
             norm: RmsNorm::new(gpu, RmsNormForm::Plain, config.hidden_size)?,
             rope: Rope::new(gpu, kv)?,
             prefill: AttentionPrefill::new(gpu, config.head_dim, PAGE, kv)?,
-            decode: AttentionDecode::new(gpu, config.head_dim, PAGE, kv)?,
+            decode: AttentionDecode::new(gpu, heads, PAGE, kv)?,
             swiglu: Swiglu::new(gpu)?,
-            heads: Heads { queries: config.heads, kv: config.kv_heads, width: config.head_dim },
+            heads,
             rotary,
             d: config.hidden_size,
             f: config.intermediate_size,
@@ -64,14 +65,37 @@ pub(super) struct Products {
 pub(super) struct Projection {
     pub(super) matrix: Matrix,
     pub(super) bias: Option<Buffer>,
+    /// Columns of its products.
+    pub(super) columns: usize,
     pub(super) products: Products,
+}
+
+/// Matrices that multiply the same rows. Both ways give the same bits.
+#[derive(Debug)]
+pub(super) enum Together<const N: usize> {
+    /// In one launch: they lie one below the other, in one scheme.
+    Joined(Projection),
+    /// In a launch each.
+    Apart([Projection; N]),
 }
 
 impl Projection {
     /// Records `y = x W^T (+ bias)`, or `y += ...` where the kernels were made so, for `t` rows.
     fn record(&self, commands: &mut Commands, phase: Phase, x: &Buffer, y: &Buffer, t: usize) {
-        let n = self.matrix.n;
-        let operands = MatOperands { x, bias: self.bias.as_ref(), y, t, first_row: 0, n };
+        self.record_at(commands, phase, [x, y], t, (0, self.columns));
+    }
+
+    /// As [`Self::record`], into the columns of y from `first_column` on, of `stride` in all.
+    fn record_at(
+        &self,
+        commands: &mut Commands,
+        phase: Phase,
+        [x, y]: [&Buffer; 2],
+        t: usize,
+        (first_column, stride): (usize, usize),
+    ) {
+        let (bias, n) = (self.bias.as_ref(), self.matrix.n);
+        let operands = MatOperands { x, bias, y, t, first_row: 0, n, stride, first_column };
         self.record_rows(commands, phase, operands);
     }
 
@@ -88,9 +112,7 @@ impl Projection {
 #[derive(Debug)]
 pub(super) struct Attention {
     pub(super) norm: Buffer,
-    pub(super) q: Projection,
-    pub(super) k: Projection,
-    pub(super) v: Projection,
+    pub(super) qkv: Together<3>,
     pub(super) o: Projection,
 }
 
@@ -106,18 +128,26 @@ impl Attention {
         h: &Buffer,
     ) {
         let (phase, t) = (inputs.batch.phase, inputs.batch.tokens.len());
-        let Scratch { normed, q, k, v, attended, .. } = scratch;
+        let Scratch { normed, qkv, attended, .. } = scratch;
         let Inputs { places, table, lengths, .. } = inputs;
         let (cache_k, cache_v, heads, rotary) = (&kv.keys, &kv.values, kernels.heads, &kernels.rotary);
 
         kernels.norm(commands, h, &self.norm, normed, t);
-        self.q.record(commands, phase, normed, q, t);
-        self.k.record(commands, phase, normed, k, t);
-        self.v.record(commands, phase, normed, v, t);
-        let turned = RopeOperands { places, rotary, q, k, v, cache_k, cache_v, t, heads };
+        match &self.qkv {
+            Together::Joined(all) => all.record(commands, phase, normed, qkv, t),
+            Together::Apart(each) => {
+                let stride = each.iter().map(|projection| projection.columns).sum();
+                let mut first = 0;
+                for projection in each {
+                    projection.record_at(commands, phase, [normed, qkv], t, (first, stride));
+                    first += projection.columns;
+                }
+            }
+        }
+        let turned = RopeOperands { places, rotary, qkv, cache_k, cache_v, t, heads };
         kernels.rope.record(commands, turned);
         let attention =
-            AttentionOperands { q, cache_k, cache_v, table, places, out: attended, lengths, heads };
+            AttentionOperands { q: qkv, cache_k, cache_v, table, places, out: attended, lengths, heads };
         match phase {
             Phase::Prefill => kernels.prefill.record(commands, attention),
             Phase::Decode => kernels.decode.record(commands, attention),
@@ -130,8 +160,8 @@ impl Attention {
 #[derive(Debug)]
 pub(super) struct FeedForward {
     pub(super) norm: Buffer,
-    pub(super) gate: Projection,
-    pub(super) up: Projection,
+    /// Joined, it gates what it multiplies.
+    pub(super) gate_up: Together<2>,
     pub(super) down: Projection,
 }
 
@@ -148,9 +178,14 @@ impl FeedForward {
         let (phase, t) = (inputs.batch.phase, inputs.batch.tokens.len());
         let Scratch { normed, gate, up, gated, .. } = scratch;
         kernels.norm(commands, h, &self.norm, normed, t);
-        self.gate.record(commands, phase, normed, gate, t);
-        self.up.record(commands, phase, normed, up, t);
-        kernels.swiglu.record(commands, gate, up, gated, t * kernels.f);
+        match &self.gate_up {
+            Together::Joined(both) => both.record(commands, phase, normed, gated, t),
+            Together::Apart([own_gate, own_up]) => {
+                own_gate.record(commands, phase, normed, gate, t);
+                own_up.record(commands, phase, normed, up, t);
+                kernels.swiglu.record(commands, gate, up, gated, t * kernels.f);
+            }
+        }
         self.down.record(commands, phase, gated, h, t);
     }
 }

@@ -66,7 +66,7 @@ impl Head {
         [x, y]: [&Buffer; 2],
     ) {
         let t = inputs.batch.wanted.len();
-        let operands = MatOperands { x, bias: None, y, t, first_row, n };
+        let operands = MatOperands { x, bias: None, y, t, first_row, n, stride: n, first_column: 0 };
         head.rows.record_rows(commands, inputs.batch.phase, operands);
     }
 

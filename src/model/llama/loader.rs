@@ -1,11 +1,12 @@
 //! Weights on their way to the device: each checkpoint's tensor is read once a pass, uploaded once as stored, and
 //! packed into every scheme that an arm needs. What is byte-identical between checkpoints is held once.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::block::{Attention, Block, Blocks, FeedForward, HeadRows, Products, Projection};
+use super::block::{Attention, Block, Blocks, FeedForward, HeadRows, Products, Projection, Together};
 use super::embedding::Embedding;
 use super::parts::{Kind, Part, Role, kinds};
 use super::reader::{Reader, Request};
@@ -46,6 +47,19 @@ struct Coming {
     block: usize,
     steps: VecDeque<Step>,
     made: HashMap<(usize, String), Made>,
+    joints: Joints,
+}
+
+/// By owner and scheme: room for matrices that lie one below the other, if there is such.
+type Joints = HashMap<(usize, Scheme), Option<Matrix>>;
+
+/// A matrix on its way into a block.
+#[derive(Debug)]
+struct Piece {
+    matrix: Matrix,
+    bias: Option<Buffer>,
+    finish: Finish,
+    launched: usize,
 }
 
 /// One tensor of all checkpoints.
@@ -144,7 +158,9 @@ impl Loader {
         self.coming = (0..self.kinds.len())
             .chain((0..again).flat_map(|_| head..self.kinds.len()))
             .filter(|block| !self.loaded.contains_key(block))
-            .map(|block| Ok(Coming { block, steps: self.steps(block)?, made: HashMap::new() }))
+            .map(|block| {
+                Ok(Coming { block, steps: self.steps(block)?, made: HashMap::new(), joints: Joints::new() })
+            })
             .collect::<Result<_>>()?;
         if !self.coming.is_empty() {
             let steps = self.coming.iter().flat_map(|coming| &coming.steps);
@@ -234,7 +250,7 @@ impl Loader {
             if step.arrived.len() == step.checkpoints.len()
                 && let Some(step) = coming.steps.pop_front()
             {
-                self.make(coming.block, step, &mut coming.made)?;
+                self.make(coming.block, step, &mut coming.made, &mut coming.joints)?;
             }
         }
         if coming.steps.is_empty() {
@@ -252,7 +268,13 @@ impl Loader {
     }
 
     /// Uploads and packs one tensor of all checkpoints.
-    fn make(&mut self, block: usize, step: Step, made: &mut HashMap<(usize, String), Made>) -> Result<()> {
+    fn make(
+        &mut self,
+        block: usize,
+        step: Step,
+        made: &mut HashMap<(usize, String), Made>,
+        joints: &mut Joints,
+    ) -> Result<()> {
         let Step { part, checkpoints, arrived } = step;
         let mut owners: Vec<(usize, Tensor)> = Vec::new();
         for (checkpoint, tensor) in checkpoints.into_iter().zip(arrived) {
@@ -267,23 +289,71 @@ impl Loader {
             let thing = match part.role {
                 Role::Vector => Made::Vector(self.gpu.upload(&part.name, &tensor.to_f32())?),
                 Role::Matrix { .. } => {
-                    let users = self.arms.iter().filter(|(c, _)| self.owner(block, *c, &part.name) == owner);
-                    let mut schemes: Vec<_> = users
-                        .map(|(_, source)| {
-                            let precision = source.precision_of(&part.name);
-                            self.kinds[block].scheme(tensor.dtype, precision, self.quantize_head)
-                        })
-                        .collect();
-                    schemes.sort_unstable();
-                    schemes.dedup();
                     let (n, k) = (part.rows.len(), part.shape[1]);
+                    let matrices = self.schemes(block, owner, &part, tensor.dtype).into_iter();
+                    let matrices = matrices.map(|scheme| self.place(block, owner, &part, scheme, joints));
+                    let matrices = matrices.collect::<Result<Vec<_>>>()?;
                     let stored = Stored { name: &part.name, dtype: tensor.dtype, bytes: &tensor.bytes, n, k };
-                    Made::Matrices(tensor.dtype, self.packer.pack(&self.gpu, &schemes, stored)?)
+                    self.packer.pack_into(&self.gpu, &matrices, stored)?;
+                    Made::Matrices(tensor.dtype, matrices)
                 }
             };
             made.insert((owner, part.name.clone()), thing);
         }
         Ok(())
+    }
+
+    /// The schemes in which arms need an owner's tensor.
+    fn schemes(&self, block: usize, owner: usize, part: &Part, stored: Scheme) -> Vec<Scheme> {
+        let users = self.arms.iter().filter(|(c, _)| self.owner(block, *c, &part.name) == owner);
+        let scheme = |(_, source): &(usize, Source)| {
+            self.kinds[block].scheme(stored, source.precision_of(&part.name), self.quantize_head)
+        };
+        let mut schemes: Vec<_> = users.map(scheme).collect();
+        schemes.sort_unstable();
+        schemes.dedup();
+        schemes
+    }
+
+    /// Memory for a matrix: below those that are launched with it, where all of them are needed in the scheme.
+    fn place(
+        &self,
+        block: usize,
+        owner: usize,
+        part: &Part,
+        scheme: Scheme,
+        joints: &mut Joints,
+    ) -> Result<Matrix> {
+        let checkpoint = &self.checkpoints[owner];
+        let members = self.kinds[block].together(checkpoint)?;
+        let (n, k) = (part.rows.len(), part.shape[1]);
+        if let Some(own) = members.iter().position(|member| member.name == part.name) {
+            let ends = members.iter().scan(0, |end, member| {
+                *end += member.rows.len();
+                Some(*end)
+            });
+            let ends: Vec<usize> = ends.collect();
+            let rows = |index: usize| ends[index] - members[index].rows.len()..ends[index];
+            if let Entry::Vacant(vacant) = joints.entry((owner, scheme)) {
+                let mut wanted = true;
+                for member in &members {
+                    let (stored, _) = checkpoint.tensors().describe(&member.name)?;
+                    wanted &= self.schemes(block, owner, member, stored).contains(&scheme);
+                }
+                let total = ends.last().copied().unwrap_or(0);
+                let fits = Matrix::bytes_of(scheme, total, k) <= self.gpu.max_binding_bytes();
+                let cuts = ends.iter().all(|end| Matrix::is_cut_at(scheme, *end, k));
+                let joint = (wanted && fits && cuts)
+                    .then(|| Packer::allocate(&self.gpu, &part.name, scheme, total, k))
+                    .transpose()?;
+                vacant.insert(joint);
+            }
+            let joint = joints.get(&(owner, scheme)).and_then(Option::as_ref);
+            if let Some(matrix) = joint.and_then(|joint| joint.rows(rows(own))) {
+                return Ok(matrix);
+            }
+        }
+        Packer::allocate(&self.gpu, &part.name, scheme, n, k)
     }
 
     /// Every arm's block of what was made; arms of which all parts are the same share one.
@@ -323,36 +393,80 @@ impl Loader {
     /// A block of its parts: a norm, then matrices, each with its bias after it if it has one.
     fn build(&mut self, kind: &Kind, things: Vec<(Part, &Made, Option<Scheme>)>) -> Result<Block> {
         let mut norm = None;
-        let mut projections: Vec<Projection> = Vec::new();
+        let mut pieces: Vec<Piece> = Vec::new();
         for (part, thing, scheme) in things {
             match (thing, part.role) {
-                (Made::Vector(buffer), _) => match projections.last_mut() {
+                (Made::Vector(buffer), _) => match pieces.last_mut() {
                     None => norm = Some(buffer.clone()),
-                    Some(projection) => projection.bias = Some(buffer.clone()),
+                    Some(piece) => piece.bias = Some(buffer.clone()),
                 },
                 (Made::Matrices(_, matrices), Role::Matrix { finish, launched }) => {
                     let Some(matrix) = matrices.iter().find(|matrix| Some(matrix.scheme) == scheme) else {
                         unreachable!("{} was packed for every arm", part.name)
                     };
-                    let products = self.products(matrix, launched, finish)?;
-                    projections.push(Projection { matrix: matrix.clone(), bias: None, products });
+                    pieces.push(Piece { matrix: matrix.clone(), bias: None, finish, launched });
                 }
                 (Made::Matrices(..), Role::Vector) => unreachable!("{} is a vector", part.name),
             }
         }
-        let Some(norm) = norm else { unreachable!("a block begins with its norm") };
-        let count = projections.len();
-        let mut next = projections.into_iter();
-        let mut next = || next.next().unwrap_or_else(|| unreachable!("{kind:?} of {count} matrices"));
+        let (Some(norm), Some(last)) = (norm, pieces.pop()) else {
+            unreachable!("a block begins with its norm and ends with a matrix")
+        };
+        let last = self.projection(last)?;
         Ok(match kind {
             Kind::Attention(_) => {
-                Block::Attention(Attention { norm, q: next(), k: next(), v: next(), o: next() })
+                let qkv = self.together(pieces, false)?;
+                Block::Attention(Attention { norm, qkv, o: last })
             }
             Kind::FeedForward(_) => {
-                Block::FeedForward(FeedForward { norm, gate: next(), up: next(), down: next() })
+                let gate_up = self.together(pieces, true)?;
+                Block::FeedForward(FeedForward { norm, gate_up, down: last })
             }
-            Kind::Head(rows) => Block::Head(HeadRows { norm, rows: next(), first: rows.start }),
+            Kind::Head(rows) => Block::Head(HeadRows { norm, rows: last, first: rows.start }),
         })
+    }
+
+    fn projection(&mut self, piece: Piece) -> Result<Projection> {
+        let Piece { matrix, bias, finish, launched } = piece;
+        let products = self.products(&matrix, launched, finish)?;
+        Ok(Projection { columns: finish.columns(matrix.n), matrix, bias, products })
+    }
+
+    /// Matrices that multiply the same rows, in one launch if they lie together and have a bias all or none; with
+    /// `gated` none may have one.
+    fn together<const N: usize>(&mut self, pieces: Vec<Piece>, gated: bool) -> Result<Together<N>> {
+        let mut matrices = pieces.iter().map(|piece| &piece.matrix);
+        let first = matrices.next().cloned();
+        let joined = matrices.fold(first, |whole, next| whole.and_then(|whole| whole.joined(next)));
+        let biases: Vec<_> =
+            pieces.iter().filter_map(|piece| Some((piece.bias.as_ref()?, piece.matrix.n))).collect();
+        let alike = biases.is_empty() || (biases.len() == N && !gated);
+        if let Some(matrix) = joined.filter(|_| alike) {
+            let bias = match biases.as_slice() {
+                [] => None,
+                biases => Some(self.side_by_side(biases)?),
+            };
+            let finish = Finish { bias: bias.is_some(), add: false, gated };
+            let launched = matrix.n;
+            return Ok(Together::Joined(self.projection(Piece { matrix, bias, finish, launched })?));
+        }
+        let count = pieces.len();
+        let each = pieces.into_iter().map(|piece| self.projection(piece)).collect::<Result<Vec<_>>>()?;
+        let each = each.try_into().unwrap_or_else(|_| unreachable!("{count} matrices, not {N}"));
+        Ok(Together::Apart(each))
+    }
+
+    /// A copy of vectors, each with its length, in one.
+    fn side_by_side(&self, vectors: &[(&Buffer, usize)]) -> Result<Buffer> {
+        let total: usize = vectors.iter().map(|(_, n)| n).sum();
+        let whole = self.gpu.alloc("biases", 4 * total as u64)?;
+        let mut first = 0;
+        for (vector, n) in vectors {
+            let bytes = 4 * *n as u64;
+            self.gpu.copy(&vector.slice(0, bytes), &whole.slice(first, bytes));
+            first += bytes;
+        }
+        Ok(whole)
     }
 
     /// The kernels for a matrix, chosen once for each class: the last rows of a head use what the first ones do.
@@ -362,8 +476,8 @@ impl Loader {
             return Ok(products.clone());
         }
         let products = Products {
-            matmul: Matmul::tuned(&self.gpu, matrix, launched.min(matrix.n), finish)?,
-            matvec: Matvec::tuned(&self.gpu, matrix, launched.min(matrix.n), finish)?,
+            matmul: Matmul::tuned(&self.gpu, matrix, launched, finish)?,
+            matvec: Matvec::tuned(&self.gpu, matrix, launched, finish)?,
         };
         self.products.insert(class, products.clone());
         Ok(products)

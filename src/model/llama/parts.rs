@@ -13,7 +13,7 @@ use crate::quant::{Precision, Scheme};
 pub(super) enum Role {
     /// A vector, uploaded in f32.
     Vector,
-    /// A matrix, packed; `launched` of its rows are multiplied at a time.
+    /// A matrix, packed; `launched` rows are multiplied at a time, its own or with those of matrices beside it.
     Matrix { finish: Finish, launched: usize },
 }
 
@@ -63,11 +63,16 @@ impl Kind {
                     _ => (Norm::FeedForward, &Linear::ALL[4..]),
                 };
                 parts.push(vector(norm.name(*layer), config.hidden_size));
+                // What reads the same rows of x is launched together, if it can be.
+                let [.., last] = linears else { unreachable!("a block has matrices") };
+                let together = linears.iter().filter(|linear| *linear != last);
+                let together: usize = together.map(|linear| linear.shape(config)[0]).sum();
                 for linear in linears {
                     let [n, k] = linear.shape(config);
                     let bias = linear.has_bias(checkpoint, *layer);
-                    let finish = Finish { bias, add: matches!(linear, Linear::O | Linear::Down) };
-                    let role = Role::Matrix { finish, launched: n };
+                    let finish = Finish { bias, add: linear == last, gated: false };
+                    let launched = if linear == last { n } else { together };
+                    let role = Role::Matrix { finish, launched };
                     parts.push(Part { name: linear.name(*layer), shape: vec![n, k], rows: 0..n, role });
                     if bias {
                         parts.push(vector(linear.bias_name(*layer), n));
@@ -83,6 +88,18 @@ impl Kind {
                 parts.push(Part { name, shape: vec![v, d], rows: rows.clone(), role });
             }
         }
+        Ok(parts)
+    }
+
+    /// The matrices that multiply the same rows: all but the last.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::parts`].
+    pub(super) fn together(&self, checkpoint: &Checkpoint) -> Result<Vec<Part>> {
+        let mut parts = self.parts(checkpoint)?;
+        parts.retain(|part| matches!(part.role, Role::Matrix { .. }));
+        parts.pop();
         Ok(parts)
     }
 

@@ -12,12 +12,8 @@ use crate::kernels::FOLD_CHUNK;
 pub(super) struct Scratch {
     /// After a norm, `[t, d]`.
     pub(super) normed: Buffer,
-    /// `[t, h, e]`.
-    pub(super) q: Buffer,
-    /// `[t, g, e]`.
-    pub(super) k: Buffer,
-    /// `[t, g, e]`.
-    pub(super) v: Buffer,
+    /// Queries, keys and values, `[t, h + 2 g, e]`.
+    pub(super) qkv: Buffer,
     /// `[t, h, e]`.
     pub(super) attended: Buffer,
     /// `[t, f]`.
@@ -75,15 +71,13 @@ impl Growing {
 }
 
 /// Numbers of f32 in each buffer, in the order of the fields.
-fn sizes(config: &Config, tokens: usize, wanted: usize) -> [(&'static str, usize); 9] {
+fn sizes(config: &Config, tokens: usize, wanted: usize) -> [(&'static str, usize); 7] {
     let (d, f) = (tokens * config.hidden_size, tokens * config.intermediate_size);
     let queries = tokens * config.heads * config.head_dim;
     let keys = tokens * config.kv_heads * config.head_dim;
     [
         ("normed activations", d.max(wanted * config.hidden_size)),
-        ("queries", queries),
-        ("keys", keys),
-        ("values", keys),
+        ("queries, keys and values", queries + 2 * keys),
         ("attention output", queries),
         ("gate", f),
         ("up", f),
@@ -95,12 +89,10 @@ fn sizes(config: &Config, tokens: usize, wanted: usize) -> [(&'static str, usize
 impl Scratch {
     pub(super) fn new(gpu: &Gpu, config: &Config, tokens: usize, wanted: usize) -> Result<Self> {
         let floats = |(what, count): (&str, usize)| gpu.alloc(what, 4 * count as u64);
-        let [normed, q, k, v, attended, gate, up, gated, logits] = sizes(config, tokens, wanted).map(floats);
+        let [normed, qkv, attended, gate, up, gated, logits] = sizes(config, tokens, wanted).map(floats);
         Ok(Self {
             normed: normed?,
-            q: q?,
-            k: k?,
-            v: v?,
+            qkv: qkv?,
             attended: attended?,
             gate: gate?,
             up: up?,
