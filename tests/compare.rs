@@ -1,6 +1,6 @@
 //! Arms held against each other: the device against the logits themselves, and against the CPU.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -277,38 +277,48 @@ fn golden(who: &str, case: &Case, answered: &Answered) {
     }
 }
 
+/// Every case on the CPU pass and every adapter.
+fn hold(cases: &[Case], directory: impl Fn(&str) -> PathBuf) {
+    for case in cases {
+        let checkpoint = Arc::new(Checkpoint::open(&directory(&case.folder)).unwrap());
+        let arms = [Precision::Full, case.precision.parse().unwrap()].map(|p| source(&checkpoint, p));
+        let task = Task { tokens: case.tokens.clone(), ask: Ask::Score { from: case.from } };
+        let ask = |model: Box<dyn Lockstep>| {
+            let names = vec!["reference".to_owned(), "arm".to_owned()];
+            let pair = [Pair { reference: 0, arm: 1 }];
+            let what = Comparing { pairs: &pair, detailed: true };
+            Engine::new(names, model, Options::default())
+                .compare(std::slice::from_ref(&task), what, &mut |_| Ok(()))
+                .unwrap()
+        };
+        let load = |arm: &Source| Reference::load(&arm.checkpoint, arm.precision, false, 1024).unwrap();
+        golden("cpu", case, &ask(Box::new(Each(arms.iter().map(load).collect()))));
+        for gpu in adapters::all() {
+            let llama = Llama::new(gpu, &arms, false, layout(1024)).unwrap();
+            golden(&adapters::name(gpu), case, &ask(Box::new(llama)));
+        }
+    }
+}
+
 #[test]
 fn comparisons_are_numpys_on_transformers_logits() {
     let golden_file: Golden = serde_json::from_str(include_str!("golden/compare/compare.json")).unwrap();
     assert!(golden_file.cases.len() >= 10);
     let decided = golden_file.cases.iter().flat_map(|case| &case.top10).flatten().count();
     assert!(decided > 80, "{decided}");
-    for case in &golden_file.cases {
+    hold(&golden_file.cases, |folder| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let directory = match case.folder.as_str() {
+        match folder {
             "tiny_llama" => root.join("tests/golden/model/tiny_llama"),
             _ => root.join("assets/demo/models/target"),
-        };
-        let checkpoint = Arc::new(Checkpoint::open(&directory).unwrap());
-        let arms = [Precision::Full, case.precision.parse().unwrap()].map(|p| source(&checkpoint, p));
-        let task = Task { tokens: case.tokens.clone(), ask: Ask::Score { from: case.from } };
-        let ask = |model: &mut dyn FnMut() -> Box<dyn Lockstep>| {
-            let names = vec!["reference".to_owned(), "arm".to_owned()];
-            let pair = [Pair { reference: 0, arm: 1 }];
-            Engine::new(names, model(), Options::default())
-                .compare(std::slice::from_ref(&task), Comparing { pairs: &pair, detailed: true }, &mut |_| {
-                    Ok(())
-                })
-                .unwrap()
-        };
-        let cpu = ask(&mut || {
-            let load = |arm: &Source| Reference::load(&arm.checkpoint, arm.precision, false, 1024).unwrap();
-            Box::new(Each(arms.iter().map(load).collect()))
-        });
-        golden("cpu", case, &cpu);
-        for gpu in adapters::all() {
-            let answered = ask(&mut || Box::new(Llama::new(gpu, &arms, false, layout(1024)).unwrap()));
-            golden(&adapters::name(gpu), case, &answered);
         }
-    }
+    });
+}
+
+#[test]
+#[ignore = "needs SmolLM2-135M-Instruct as a checkpoint directory: UNDERTEXT_SMOLLM2=DIR"]
+fn smollm2_compares_as_in_transformers() {
+    let directory = PathBuf::from(std::env::var_os("UNDERTEXT_SMOLLM2").expect("UNDERTEXT_SMOLLM2=DIR"));
+    let golden_file: Golden = serde_json::from_str(include_str!("golden/compare/smollm2.json")).unwrap();
+    hold(&golden_file.cases, |_| directory.clone());
 }

@@ -34,5 +34,5 @@ pub use plan::{Model, Plan, Request, Role};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
-pub use survival::{Survival, measure_survival, rank_correlation};
+pub use survival::{Survival, closeness_correlation, measure_survival, rank_correlation};
 pub use verdict::{ALPHA, CONFIDENCE, Criteria, Outcome, Verdict, verdicts};

@@ -1,6 +1,7 @@
 //! How much of each unlearned checkpoint's update each precision keeps, beside what came back.
 
 use super::codes::{CodesPlan, compare_codes};
+use super::divergence::{AnswerSet, FourWay};
 use super::findings::Findings;
 use super::plan::Plan;
 use super::statistics::Statistics;
@@ -65,14 +66,33 @@ impl Findings {
     }
 }
 
+/// What is ranked: hundredths, as tables show them. A precision that keeps all of every update gives survivals that differ in
+/// the fourth digit, and an order of these would be noise.
+fn hundredths(survival: f64, recovered: f64) -> (f64, f64) {
+    ((100.0 * survival).round(), (100.0 * recovered).round())
+}
+
 /// Spearman's rank correlation of survival with the recovered share of the gap to the target at the same precision, over
-/// all quantized unlearned arms that have both; with the number of these.
+/// all quantized unlearned arms that have both; with the number of these. Ranks are those of hundredths.
 #[must_use]
 pub fn rank_correlation(findings: &Findings, statistics: &Statistics, metric: &str) -> (Measured, usize) {
     let recovery = statistics.recovery.iter().filter(|(recovered, _)| recovered.metric == metric);
     let pair = recovery.filter_map(|(recovered, _)| {
         let survival = findings.survival(recovered.unlearned, recovered.precision)?.value.value()?;
-        Some((survival, recovered.ratios.of_gap_to_target_same_precision.value()?))
+        Some(hundredths(survival, recovered.ratios.of_gap_to_target_same_precision.value()?))
+    });
+    let pairs: Vec<_> = pair.collect();
+    (spearman(&pairs), pairs.len())
+}
+
+/// The same with the share by which unlearned model and target come closer on the forget set's answers
+/// ([`FourWay::closer`]), which is finer than greedy text.
+#[must_use]
+pub fn closeness_correlation(findings: &Findings, rows: &[FourWay]) -> (Measured, usize) {
+    let rows = rows.iter().filter(|row| row.set == AnswerSet::Forget);
+    let pair = rows.filter_map(|row| {
+        let survival = findings.survival(row.unlearned, row.precision)?.value.value()?;
+        Some(hundredths(survival, row.closer?.value))
     });
     let pairs: Vec<_> = pair.collect();
     (spearman(&pairs), pairs.len())

@@ -38,8 +38,8 @@ pub struct Divergence {
 }
 
 /// The rows of a record.
-pub(super) fn rows(findings: &Findings) -> Vec<Divergence> {
-    let row = |row: audit::FourWay| Divergence {
+pub(super) fn rows(findings: &Findings, rows: &[audit::FourWay]) -> Vec<Divergence> {
+    let row = |row: &audit::FourWay| Divergence {
         set: row.set.name().to_owned(),
         unlearned: findings.plan.models[row.unlearned].name.clone(),
         precision: row.precision.name().to_owned(),
@@ -53,7 +53,7 @@ pub(super) fn rows(findings: &Findings) -> Vec<Divergence> {
         n: row.n,
         positions: row.positions,
     };
-    audit::four_way(findings).into_iter().map(row).collect()
+    rows.iter().map(row).collect()
 }
 
 /// The rows as a table, the sets side by side.

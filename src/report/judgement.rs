@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{self, ALPHA, CONFIDENCE, Findings, rank_correlation, verdicts};
+use crate::audit::{self, ALPHA, CONFIDENCE, Findings, closeness_correlation, rank_correlation, verdicts};
 use crate::metrics::Measured;
 
 /// A number with its interval.
@@ -71,7 +71,7 @@ pub struct Survival {
 /// Spearman's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankCorrelation {
-    /// The metric that recovery is of.
+    /// The metric that recovery is of; `closer_forget` is the share by which KL to the target shrinks on the forget set.
     pub metric: String,
     /// -1: the less survives, the more comes back.
     pub spearman: Option<f64>,
@@ -191,16 +191,25 @@ pub(super) fn survival(findings: &Findings) -> Vec<Survival> {
     findings.survival.iter().map(survival).collect()
 }
 
-pub(super) fn correlations(findings: &Findings, statistics: &audit::Statistics) -> Vec<RankCorrelation> {
+/// The name of what is no metric: how much closer the quantized pair comes on the forget set.
+pub(super) const CLOSER: &str = "closer_forget";
+
+pub(super) fn correlations(
+    findings: &Findings,
+    statistics: &audit::Statistics,
+    divergence: &[audit::FourWay],
+) -> Vec<RankCorrelation> {
     if findings.survival.is_empty() {
         return Vec::new();
     }
-    let of = |metric: &str| {
-        let (found, n) = rank_correlation(findings, statistics, metric);
+    let of = |metric: &str, (found, n): (Measured, usize)| {
         let (spearman, reason) = parts(&found);
         RankCorrelation { metric: metric.to_owned(), spearman, n, reason }
     };
-    ["verbmem_forget", "knowmem_forget"].map(of).to_vec()
+    let recovered = ["verbmem_forget", "knowmem_forget"]
+        .map(|metric| of(metric, rank_correlation(findings, statistics, metric)));
+    let closer = (!divergence.is_empty()).then(|| of(CLOSER, closeness_correlation(findings, divergence)));
+    recovered.into_iter().chain(closer).collect()
 }
 
 pub(super) fn judged(findings: &Findings, statistics: &audit::Statistics) -> Vec<Verdict> {

@@ -19,7 +19,9 @@ pub use table::{Style, devices_text, report_text};
 
 use std::collections::BTreeMap;
 
-use crate::audit::{ArmIntervals, ArmResult, Evidence, Findings, Interval, Metric, Recovered, Statistics};
+use crate::audit::{
+    ArmIntervals, ArmResult, Evidence, Findings, Interval, Metric, Recovered, Statistics, four_way,
+};
 use crate::gpu::DeviceInfo;
 use crate::metrics::Measured;
 use crate::model::Counters;
@@ -30,6 +32,7 @@ impl Report {
     pub fn new(findings: &Findings, device: &DeviceInfo) -> Self {
         let plan = &findings.plan;
         let statistics = Statistics::of(findings);
+        let four_way = four_way(findings);
         let arms = findings.arms.iter().zip(&statistics.arms);
         let recovery = statistics.recovery.iter();
         let mut counters = schema::Counters::from(findings.counters.clone());
@@ -50,9 +53,9 @@ impl Report {
             recovery: recovery.map(|(row, evidence)| schema_recovery(findings, row, evidence)).collect(),
             statistics: (&plan.criteria).into(),
             controls: judgement::controls(findings, &statistics),
-            divergence: divergence::rows(findings),
+            divergence: divergence::rows(findings, &four_way),
             survival: judgement::survival(findings),
-            survival_rank_correlation: judgement::correlations(findings, &statistics),
+            survival_rank_correlation: judgement::correlations(findings, &statistics, &four_way),
             verdicts: judgement::judged(findings, &statistics),
             series: judgement::series(findings, &statistics),
             kernels: BTreeMap::new(),

@@ -96,6 +96,7 @@ pub(super) fn short_metric(metric: &str) -> &str {
         "knowmem_forget" => "KnowMem",
         "knowmem_retain" => "KnowMem retain",
         "privleak" => "PrivLeak",
+        "closer_forget" => "the share by which KL to the target shrinks",
         other => other,
     }
 }

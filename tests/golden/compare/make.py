@@ -60,26 +60,31 @@ def compare(p, q, given):
     }
 
 
-cases = []
-for folder in ["tiny_llama", "demo_target"]:
-    record = json.loads((MODELS / folder / "logits.json").read_text())
-    logits = load_file(MODELS / folder / "logits.safetensors")
-    for name in sorted(logits):
-        precision, sequence = name.split("/")
-        if precision == "fp16":
-            continue
-        tokens = record["sequences"][int(sequence)]
-        first = len(tokens) - len(logits[name])
-        given = np.array(tokens[first + 1 :], dtype=np.int64)
-        if len(given) == 0:
-            continue
-        p, q = (log_softmax(logits[f"{arm}/{sequence}"])[:-1] for arm in ("fp16", precision))
-        case = {"folder": folder, "precision": precision, "tokens": tokens, "from": first + 1}
-        cases.append({**case, **compare(p, q, given)})
-content = {
-    "made_by": "tests/golden/compare/make.py",
-    "versions": {"python": platform.python_version(), "numpy": np.__version__},
-    "cases": cases,
-}
-(HERE / "compare.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
-print(len(cases), "cases")
+def main():
+    cases = []
+    for folder in ["tiny_llama", "demo_target"]:
+        record = json.loads((MODELS / folder / "logits.json").read_text())
+        logits = load_file(MODELS / folder / "logits.safetensors")
+        for name in sorted(logits):
+            precision, sequence = name.split("/")
+            if precision == "fp16":
+                continue
+            tokens = record["sequences"][int(sequence)]
+            first = len(tokens) - len(logits[name])
+            given = np.array(tokens[first + 1 :], dtype=np.int64)
+            if len(given) == 0:
+                continue
+            p, q = (log_softmax(logits[f"{arm}/{sequence}"])[:-1] for arm in ("fp16", precision))
+            case = {"folder": folder, "precision": precision, "tokens": tokens, "from": first + 1}
+            cases.append({**case, **compare(p, q, given)})
+    content = {
+        "made_by": "tests/golden/compare/make.py",
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "cases": cases,
+    }
+    (HERE / "compare.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    print(len(cases), "cases")
+
+
+if __name__ == "__main__":
+    main()
