@@ -49,6 +49,7 @@ fn help_has_examples_and_exit_codes() {
         ("audit --help", "undertext audit --target"),
         ("demo --help", "undertext demo --limit 4"),
         ("generate --help", "undertext generate models/target@int4-g128"),
+        ("localize --help", "undertext localize --target models/target --unlearned models/npo"),
         ("compare --help", "undertext compare models/target models/target@int8"),
         ("codes --help", "undertext codes models/target models/npo --schemes int4,nf4-b64"),
         ("devices --help", "undertext devices --json"),
@@ -79,6 +80,15 @@ fn wrong_usage_is_code_2_with_nothing_on_stdout() {
         (&format!("{AUDIT} --corpus poems"), "poems"),
         ("audit --target $/target --unlearned $/npo $/npo --data $/data", "--unlearned"),
         ("compare $/target --text $/a.txt", "DIR"),
+        ("localize --target $/target --unlearned $/npo --data $/data --by head", "--by"),
+        (
+            "localize --target $/target --unlearned $/npo --data $/data --precision fp16 --device cpu",
+            "--precision",
+        ),
+        (
+            "localize --target $/target --unlearned $/npo --data $/data --held-below 2 --device cpu",
+            "--held-below",
+        ),
         ("compare $/target $/npo", "--text"),
         ("compare $/target $/npo --text a --data b", "--data"),
         ("compare $/target $/npo --data $/data --window 9", "--window"),
@@ -614,6 +624,32 @@ fn compare_tells_forget_from_retain() {
     assert_eq!([&sets[0]["name"], &sets[1]["name"]], ["forget", "retain"]);
     let positions = |set: &Value| set["positions"].as_u64().unwrap();
     assert_eq!(value["positions"].as_u64().unwrap(), positions(&sets[0]) + positions(&sets[1]));
+}
+
+#[test]
+fn localize_has_a_row_for_every_part() {
+    let family = family();
+    let line = "localize --target $/target --unlearned $/npo --data $/data --resamples 200 --device cpu";
+    let value = json_of(&undertext(&family, &format!("{line} --by layer,block,layer --json")));
+    let variants = value["variants"].as_array().unwrap();
+    let kinds: Vec<_> = variants.iter().map(|variant| variant["kind"].as_str().unwrap()).collect();
+    let layers = variants.iter().filter(|variant| variant["kind"] == "layer").count();
+    assert_eq!(kinds[..4], ["target_full", "target", "nothing", "all"]);
+    assert_eq!(variants.len(), 4 + layers + 7 * layers, "{kinds:?}");
+    let of = |kind: &str, name: &str| {
+        let variant = variants.iter().find(|variant| variant["kind"] == kind).unwrap();
+        variant[name].as_f64().unwrap_or_else(|| panic!("{name} in {variant}"))
+    };
+    // There is but one layer: it is the whole.
+    assert_eq!((layers, of("layer", "log_prob")), (1, of("all", "log_prob")));
+    assert_eq!(of("target_full", "kl_to_target"), 0.0);
+    assert!(of("nothing", "kl_to_target") > 0.0 && of("block", "log_prob") < 0.0);
+    assert!(value["counters"]["tokens_scored"].as_u64().unwrap() > 0);
+
+    let output = undertext(&family, &format!("{line} --by module"));
+    for part in ["log p", "unlearned quantized", " gate ", "Recovered if nothing but this"] {
+        assert!(good(&output).contains(part), "{part} in {}", stdout(&output));
+    }
 }
 
 #[test]

@@ -1,6 +1,12 @@
 //! ROUGE-L against `rouge_score`, membership against scikit-learn, recovery against the paper's table.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test may panic, and knows how small its numbers are"
+)]
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,8 @@
 //! The four-way picture of logits: unlearned against target, at full precision and quantized, and each against its own full
 //! precision, on the true answers.
 
+use std::ops::Range;
+
 use super::findings::Findings;
 use super::plan::{Plan, Role};
 use super::statistics::{Estimate, Interval};
@@ -119,7 +121,7 @@ pub(super) fn apart(
     arms: &[Arm],
     pairs: &[Pair],
     answered: &Answered,
-    sets: [std::ops::Range<usize>; 2],
+    sets: &[Range<usize>; 2],
 ) -> Vec<Apart> {
     let scored = |arm: usize, task: usize| match answered.arms[arm].as_ref().ok().map(|tasks| &tasks[task]) {
         Some(Observation::Scored { argmax, .. }) => Some(argmax),
@@ -127,7 +129,7 @@ pub(super) fn apart(
     };
     let mut found = Vec::new();
     for (pair, tasks) in pairs.iter().zip(&answered.pairs) {
-        for (set, range) in AnswerSet::ALL.into_iter().zip(sets.clone()) {
+        for (set, range) in AnswerSet::ALL.into_iter().zip(sets) {
             let answer = |task: usize| {
                 let (reference, own) = (scored(pair.reference, task)?, scored(pair.arm, task)?);
                 let mut sum = AnswerApart::default();
@@ -140,7 +142,7 @@ pub(super) fn apart(
                 Some(sum)
             };
             // An arm that failed is set apart from nothing.
-            let Some(answers) = range.map(answer).collect::<Option<Vec<_>>>() else { continue };
+            let Some(answers) = range.clone().map(answer).collect::<Option<Vec<_>>>() else { continue };
             let (reference, arm) = (arms[pair.reference], arms[pair.arm]);
             found.push(Apart { set, reference, arm, answers });
         }

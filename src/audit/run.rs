@@ -270,7 +270,7 @@ impl Audit {
             [muse::Metric::KnowmemRetain; 2].map(|metric| self.questions.truths(metric)),
         ];
         let sets = sets.map(|[first, last]| first.start - truths..last.end - truths);
-        findings.apart.extend(apart(arms, &pairs, &compared, sets));
+        findings.apart.extend(apart(arms, &pairs, &compared, &sets));
         let mut compared = compared.arms.into_iter();
         let mut failed = None;
         for (&(model, precision), observations) in arms.iter().zip(answers) {

@@ -29,7 +29,8 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
         by,
         criteria: Criteria {
             held_below: args.held_below,
-            resurrected_above: args.held_below.max(Criteria::default().resurrected_above),
+            // Not used here.
+            resurrected_above: 1.0,
             resamples: args.resamples,
             seed: args.seed,
             ..Criteria::default()

@@ -58,9 +58,9 @@ struct Seen {
 
 impl Seen {
     /// Takes in the logits of the tokens from `first` on.
-    fn add(&mut self, first: usize, logits: &[f32], folded: &Folded, given: u32) {
+    fn add(&mut self, first: u32, logits: &[f32], folded: &Folded, given: u32) {
         self.entropy += entropy(logits, f64::from(folded.log_sum_exp));
-        for (token, &logit) in (first as u32..).zip(logits) {
+        for (token, &logit) in (first..).zip(logits) {
             self.before +=
                 u32::from(logit > folded.given_logit || (logit == folded.given_logit && token < given));
             if self.top.len() < TOP || self.top.last().is_some_and(|(last, _)| logit > *last) {
@@ -107,6 +107,8 @@ pub(super) fn compare_each<F: Forward>(
         let mut sums = vec![vec![Divergence::default(); rows]; pairs.len()];
         for first in (0..vocab).step_by(FOLD_CHUNK) {
             let n = FOLD_CHUNK.min(vocab - first);
+            // Token ids have 32 bits.
+            let token = u32::try_from(first).unwrap_or(u32::MAX);
             let mut chunks = Vec::with_capacity(arms.len());
             for (arm, hidden) in arms.iter_mut().zip(&hidden) {
                 chunks.push(
@@ -116,7 +118,7 @@ pub(super) fn compare_each<F: Forward>(
             for ((seen, folded), chunk) in seen.iter_mut().zip(&folded).zip(&chunks).filter(|_| detailed) {
                 let rows = seen.par_iter_mut().zip(folded).zip(chunk.par_chunks(n)).zip(&batch.wanted);
                 rows.for_each(|(((seen, folded), logits), wanted)| {
-                    seen.add(first, logits, folded, wanted.given);
+                    seen.add(token, logits, folded, wanted.given);
                 });
             }
             for (sums, pair) in sums.iter_mut().zip(pairs) {

@@ -14,7 +14,7 @@ const PRUNED: usize = 32;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kept {
     /// In the order in which their own quantization brings most back. No block of them can be left out, if there are not
-    /// more than [`PRUNED`]; another set of as many or fewer blocks may do as well.
+    /// more than 32; another set of as many or fewer blocks may do as well.
     pub blocks: Vec<Block>,
     /// What comes back with all others quantized.
     pub recovery: Option<Estimate>,

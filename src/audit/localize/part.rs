@@ -14,7 +14,7 @@ use crate::quant::Precision;
 pub struct Block {
     /// Its layer, from 0.
     pub layer: usize,
-    /// Which of [`MODULES`].
+    /// Which of its matrices.
     pub(super) linear: Linear,
 }
 

@@ -139,7 +139,7 @@ impl Prepared {
             let truths = || self.truths_of(group, observations);
             match (group.kind, group.metric) {
                 (Kind::Texts(Split::Forget), _) => {
-                    values.privleak.forget = self.membership(group, observations)?
+                    values.privleak.forget = self.membership(group, observations)?;
                 }
                 (Kind::Texts(Split::Holdout), _) => {
                     values.privleak.holdout = self.membership(group, observations)?;
