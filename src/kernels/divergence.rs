@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::case::{ULP, exp_error, noise, unwritten};
 use super::entropy::fold_state;
+use super::fold::chunks;
 use super::link::{FOLD_STATE, file, params, plain};
 use super::pack::small;
 use super::split::moving;
@@ -103,24 +104,13 @@ fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
         gpu.upload("states", &states)
     };
     let (before, after) = (state(&reference)?, state(&arm)?);
-    let chunks: Vec<(usize, usize, [Buffer; 2])> = (0..vocab)
-        .step_by(FOLD_CHUNK)
-        .map(|first| {
-            let n = FOLD_CHUNK.min(vocab - first);
-            let part = |logits: &[f32]| {
-                let part: Vec<f32> =
-                    logits.chunks(vocab).flat_map(|row| row[first..first + n].iter().copied()).collect();
-                gpu.upload("logits", &part)
-            };
-            Ok((first, n, [part(&reference)?, part(&arm)?]))
-        })
-        .collect::<Result<_>>()?;
+    let (p, q) = (chunks(gpu, &reference, vocab)?, chunks(gpu, &arm, vocab)?);
     let sums = unwritten(gpu, "sums", 4 * rows)?;
     let want = move || reference.chunks(vocab).zip(arm.chunks(vocab)).flat_map(|(p, q)| twin(p, q)).collect();
     let kernel = Diverge::new(gpu)?;
     let outputs = vec![Output { name: "sums", buffer: sums.clone(), want: Box::new(want) }];
     let record = move |commands: &mut Commands| {
-        for (first, n, [reference, arm]) in &chunks {
+        for ((first, n, reference), (_, _, arm)) in p.iter().zip(&q) {
             let operands = Operands { reference, arm, before: &before, after: &after, sums: &sums };
             kernel.record(commands, operands, rows, *n, *first);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::case::{ULP, exp_error, noise};
+use super::fold::chunks;
 use super::link::{FOLD_STATE, file, params, plain};
 use super::pack::small;
 use super::split::moving;
@@ -115,15 +116,7 @@ fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
     let states: Vec<_> =
         logits.chunks(vocab).zip(&given).map(|(row, given)| fold_state(row, *given)).collect();
     let [given_buffer, states] = [gpu.upload("given", &given)?, gpu.upload("states", &states)?];
-    let chunks: Vec<(usize, usize, Buffer)> = (0..vocab)
-        .step_by(FOLD_CHUNK)
-        .map(|first| {
-            let n = FOLD_CHUNK.min(vocab - first);
-            let part: Vec<f32> =
-                logits.chunks(vocab).flat_map(|row| row[first..first + n].iter().copied()).collect();
-            Ok((first, n, gpu.upload("logits", &part)?))
-        })
-        .collect::<Result<_>>()?;
+    let chunks = chunks(gpu, &logits, vocab)?;
     let details = gpu.alloc("details", (16 * rows) as u64)?;
     let want =
         move || logits.chunks(vocab).zip(&given).flat_map(|(row, given)| reference(row, *given)).collect();

@@ -103,6 +103,16 @@ fn cases() -> Vec<Case> {
         .collect()
 }
 
+/// Rows of `vocab` logits on the device, a chunk of the vocabulary at a time: its first column, its width, `[rows, n]`.
+pub(super) fn chunks(gpu: &Gpu, logits: &[f32], vocab: usize) -> Result<Vec<(usize, usize, Buffer)>> {
+    let chunk = |first: usize| {
+        let n = FOLD_CHUNK.min(vocab - first);
+        let rows = logits.chunks(vocab).flat_map(|row| &row[first..first + n]);
+        Ok((first, n, gpu.upload("logits", &rows.copied().collect::<Vec<f32>>())?))
+    };
+    (0..vocab).step_by(FOLD_CHUNK).map(chunk).collect()
+}
+
 fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
     // Peaky, and with equal maxima in different lanes and chunks.
     let mut logits: Vec<f32> = noise(41, rows * vocab).iter().map(|x| 8.0 * x).collect();
@@ -115,15 +125,7 @@ fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
     }
     let given: Vec<u32> = (0..rows).map(|row| small((row * 997 + vocab / 2) % vocab)).collect();
     let given_buffer = gpu.upload("given", &given)?;
-    let chunks: Vec<(usize, usize, Buffer)> = (0..vocab)
-        .step_by(FOLD_CHUNK)
-        .map(|first| {
-            let n = FOLD_CHUNK.min(vocab - first);
-            let part: Vec<f32> =
-                logits.chunks(vocab).flat_map(|row| row[first..first + n].iter().copied()).collect();
-            Ok((first, n, gpu.upload("logits", &part)?))
-        })
-        .collect::<Result<_>>()?;
+    let chunks = chunks(gpu, &logits, vocab)?;
     let states = unwritten(gpu, "states", 4 * rows)?;
     let want =
         move || logits.chunks(vocab).zip(&given).flat_map(|(row, given)| reference(row, *given)).collect();

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::case::{noise, unwritten};
+use super::fold::chunks;
 use super::link::{file, params, plain};
 use super::pack::small;
 use super::split::moving;
-use super::{Case, FOLD_CHUNK, Kernel, Output, Prepared, Want, Work};
+use super::{Case, Kernel, Output, Prepared, Want, Work};
 use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu, Grid, Pipeline, Source};
 
@@ -100,15 +101,7 @@ fn prepare(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Prepared> {
             logits.sort_by(f32::total_cmp);
         }
     }
-    let chunks: Vec<(usize, usize, Buffer)> = (0..vocab)
-        .step_by(FOLD_CHUNK)
-        .map(|first| {
-            let n = FOLD_CHUNK.min(vocab - first);
-            let part: Vec<f32> =
-                logits.chunks(vocab).flat_map(|row| row[first..first + n].iter().copied()).collect();
-            Ok((first, n, gpu.upload("logits", &part)?))
-        })
-        .collect::<Result<_>>()?;
+    let chunks = chunks(gpu, &logits, vocab)?;
     let best = unwritten(gpu, "best", 2 * TOP * rows)?;
     let want = move || logits.chunks(vocab).flat_map(reference).collect();
     let kernel = Top::new(gpu)?;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::judgement::Estimate;
 use super::schema::{Arm, Report};
-use super::table::{Style, add, percent, rounded, table};
+use super::table::{Style, add, percent_ci, rounded, table};
 use crate::audit::{self, Findings};
 
 /// How far an unlearned model is from the target on the true answers, at full precision and quantized. If quantization
@@ -83,13 +83,7 @@ pub(super) fn divergences(report: &Report, style: Style) -> String {
 }
 
 fn share(share: Option<&Estimate>) -> String {
-    let number = |share: f64| rounded(100.0 * share, 1.0);
-    match share {
-        Some(Estimate { value, ci95: Some([low, high]) }) => {
-            format!("{} [{:.0}, {:.0}]", percent(Some(*value)), number(*low), number(*high))
-        }
-        other => percent(other.map(|share| share.value)),
-    }
+    percent_ci(share.map(|share| share.value), share.and_then(|share| share.ci95))
 }
 
 /// How well every arm knows the true answers.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::divergence::{divergences, truths};
 use super::judgement::{Control, Curve, Point, Series};
 use super::schema::{Recovery, Report};
-use super::table::{Style, add, percent, rounded, short_metric, signed, table, with_half};
+use super::table::{Style, add, percent, percent_ci, rounded, short_metric, signed, table, with_half};
 
 /// Everything after the table of arms.
 pub(super) fn write_judgement(text: &mut String, report: &Report, style: Style) -> std::fmt::Result {
@@ -103,7 +103,7 @@ fn recovery(report: &Report, unlearned: &str, style: Style) -> String {
             (recovery.share_of_target_same_precision, recovery.share_of_target_same_precision_ci95),
         ];
         let mut row = vec![precision.clone(), short_metric(metric).to_owned()];
-        row.extend(ratios.map(|(ratio, ci95)| share(ratio, ci95)));
+        row.extend(ratios.map(|(ratio, ci95)| percent_ci(ratio, ci95)));
         row.extend([p_recovered_holm, p_held_holm].map(|p| p_value(*p)));
         row.push(survival.map_or_else(dash, |survival| format!("{:.2}", rounded(survival, 100.0))));
         add(&mut table, &row, 2);
@@ -153,15 +153,6 @@ fn verdicts(report: &Report, style: Style) -> String {
         add(&mut table, &row.map(ToOwned::to_owned), 4);
     }
     table.trim_fmt()
-}
-
-/// `97 % [94, 100]`.
-fn share(ratio: Option<f64>, ci95: Option<[f64; 2]>) -> String {
-    let number = |share: f64| rounded(100.0 * share, 1.0);
-    match ci95 {
-        Some([low, high]) => format!("{} [{:.0}, {:.0}]", percent(ratio), number(low), number(high)),
-        None => percent(ratio),
-    }
 }
 
 fn p_value(p: Option<f64>) -> String {

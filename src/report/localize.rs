@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::judgement::Estimate;
 use super::schema::{Counters, Device, Memory, Program, VERSION};
-use super::table::{Style, add, percent, rounded, table};
+use super::table::{Style, add, percent, percent_ci, rounded, table};
 use crate::audit::{self, Localize, Localized, Part, Row, modules};
 use crate::gpu::DeviceInfo;
 
@@ -251,11 +251,5 @@ fn map(record: &Localization, style: Style) -> String {
 }
 
 fn share(share: Option<&Estimate>) -> String {
-    let number = |share: f64| rounded(100.0 * share, 1.0);
-    match share {
-        Some(Estimate { value, ci95: Some([low, high]) }) => {
-            format!("{} [{:.0}, {:.0}]", percent(Some(*value)), number(*low), number(*high))
-        }
-        other => percent(other.map(|share| share.value)),
-    }
+    percent_ci(share.map(|share| share.value), share.and_then(|share| share.ci95))
 }

@@ -170,6 +170,17 @@ pub(super) fn percent(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.0} %", rounded(100.0 * ratio, 1.0)))
 }
 
+/// A ratio as a percentage with its interval, `97 % [94, 100]`, or a dash.
+pub(super) fn percent_ci(ratio: Option<f64>, ci95: Option<[f64; 2]>) -> String {
+    match ci95 {
+        Some(ends) => {
+            let [low, high] = ends.map(|end| rounded(100.0 * end, 1.0));
+            format!("{} [{low:.0}, {high:.0}]", percent(ratio))
+        }
+        None => percent(ratio),
+    }
+}
+
 /// `value` rounded to `1 / steps`, and never -0.
 pub(super) fn rounded(value: f64, steps: f64) -> f64 {
     (value * steps).round() / steps + 0.0
