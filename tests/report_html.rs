@@ -128,7 +128,11 @@ fn the_verdict_is_one_sentence() {
     assert!(headline(&many).starts_with("a, b, c, d, e and 2 others stay"), "{}", headline(&many));
 }
 
-const HOSTILE: &str = "<script>alert(1)</script>\"' onload=x &amp; \u{1b}[31m";
+/// Markup, quotes, a terminal's colours, and a word wider than a phone.
+const HOSTILE: &str = concat!(
+    "<script>alert(1)</script>\"' onload=x &amp; \u{1b}[31m ",
+    "wwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwww"
+);
 
 /// The record with a hostile text for every string that comes from outside.
 fn hostile() -> Value {
