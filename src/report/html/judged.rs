@@ -138,7 +138,8 @@ pub(super) fn recovery(report: &Report) -> Section {
         };
         let beyond = row.beyond_retrain.as_ref();
         let n = match (row.n, row.n_asked) {
-            (n, asked) if n == asked => n.to_string(),
+            // Older records do not say how many were asked.
+            (n, asked) if asked == 0 || n == asked => n.to_string(),
             (n, asked) => format!("{n} of {asked}"),
         };
         table.add([
@@ -164,12 +165,17 @@ pub(super) fn recovery(report: &Report) -> Section {
         ]);
     }
     section.tables.push(table);
-    section.notes.push(format!(
-        "Beyond retrain: of the gap at the same precision, without what quantization gives even the retrained model. p back: \
-         of such figures if nothing came back. p held: if {} or more of the gap came back. Paired permutation tests, \
-         Holm-corrected over all rows.",
-        percent(Some(report.statistics.held_below))
-    ));
+    section.notes.push(
+        "Beyond retrain: of the gap at the same precision, without what quantization gives even the retrained model."
+            .to_owned(),
+    );
+    if report.statistics.resamples > 0 {
+        section.notes.push(format!(
+            "p back: of such figures if nothing came back. p held: if {} or more of the gap came back. Paired permutation \
+             tests, Holm-corrected over all rows.",
+            percent(Some(report.statistics.held_below))
+        ));
+    }
     section
 }
 
