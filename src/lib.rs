@@ -20,7 +20,7 @@
 //! | [`engine`] | tasks in, observations out: memory plan, passes, batching, paged cache, shared prefixes |
 //! | [`suite`] | MUSE: files to tasks, observations to metric values |
 //! | [`audit`] | plan to tasks to observations to findings to verdicts; two checkpoints' weights compared |
-//! | [`report`] | the result's schema, as a table and as JSON |
+//! | [`report`] | the result's schema, as tables, as JSON and as an HTML page |
 //! | [`cli`] | flags to a validated plan |
 //!
 //! # Letters

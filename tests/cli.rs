@@ -241,12 +241,14 @@ fn a_failing_arm_leaves_the_report_of_the_others() {
     let family = family();
     // The header is whole, so the audit begins; NaN shows when the weights are read.
     poison(&family, "ga");
-    let output = undertext(&family, &format!("{AUDIT} --limit 1 --json report.json"));
+    let output = undertext(&family, &format!("{AUDIT} --limit 1 --json report.json --html report.html"));
     one_line(&output, 3, &["ga", "NaN"]);
     let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
     assert_eq!((&saved["complete"], saved["arms"].as_array().unwrap().len()), (&json!(false), 6));
     assert!(saved["stopped"].as_str().unwrap().contains("NaN"));
     assert!(stdout(&output).contains("Incomplete"), "{}", stdout(&output));
+    let page = std::fs::read_to_string(family.path("report.html")).unwrap();
+    assert!(page.contains("Incomplete: the run ended early") && page.contains("the 6 arms"), "{page}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod metrics;
 mod quant;
 mod reference;
 mod report;
+mod report_html;
 mod shaders;
 mod statistics;
 mod suite;

@@ -75,7 +75,7 @@ fn the_four_way_picture_says_by_how_much_arms_come_together() {
     assert_eq!([&truth["extraction_strength"]["n"], &truth["extraction_strength"]["n_asked"]], [0, 2]);
 }
 
-fn findings() -> Findings {
+pub(crate) fn findings() -> Findings {
     let plan = Plan::new(Request {
         target: "models/target".into(),
         unlearned: vec!["models/npo".into(), "models/sure".into()],

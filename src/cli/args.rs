@@ -37,6 +37,7 @@ Examples:
   undertext audit --target T --unlearned U --retrain R --data D --precision int8,int4-g32,nf4-b64
   undertext audit --target T --unlearned U --data D --corpus books --limit 20 --device cpu
   undertext audit --target T --unlearned U --data D --json report.json --fail-on resurrected
+  undertext audit --target T --unlearned U --data D --json report.json --html report.html
   undertext audit --target T --data D --series size=models/k1@0.8,models/k2@1.7,models/k3@2.5
 
 A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
@@ -52,6 +53,7 @@ int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
 Examples:
   undertext demo
   undertext demo --limit 4
+  undertext demo --html demo.html
   undertext demo --fail-on resurrected
   undertext demo --device cpu --json > demo.json")]
     Demo(DemoArgs),
@@ -104,6 +106,15 @@ the target at the same precision. With --by block the smallest set of blocks is 
 holds recovery below --held-below.")]
     Localize(LocalizeArgs),
 
+    /// Make the page of an audit's record: report.html of report.json
+    #[command(after_help = "\
+Examples:
+  undertext report report.json                    writes report.html beside it
+  undertext report report.json --html page.html
+
+One file that needs nothing else: no network, no script. `undertext audit` and `undertext demo` write it with --html FILE.")]
+    Report(ReportArgs),
+
     /// List the devices of this machine, best first
     #[command(after_help = "\
 Examples:
@@ -125,6 +136,17 @@ pub(super) struct Common {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
     pub(super) json: Option<Option<PathBuf>>,
+}
+
+/// Where an audit's report goes.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ReportedArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+
+    /// Write the report as an HTML page there too: one file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
 }
 
 /// How kernels are chosen.
@@ -225,7 +247,7 @@ pub(super) struct AuditArgs {
     pub(super) memory: MemoryArgs,
 
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) reported: ReportedArgs,
 }
 
 /// A corpus of MUSE.
@@ -260,7 +282,7 @@ pub(super) struct DemoArgs {
     pub(super) memory: MemoryArgs,
 
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) reported: ReportedArgs,
 }
 
 #[derive(Debug, Args)]
@@ -417,6 +439,17 @@ pub(super) struct CodesArgs {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
     pub(super) json: Option<Option<PathBuf>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote
+    #[arg(value_name = "REPORT.JSON")]
+    pub(super) record: PathBuf,
+
+    /// Where the page goes [default: beside the record, with the extension html]
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,15 +1,17 @@
 //! `undertext audit`.
 
-use super::args::{AuditArgs, Common, MemoryArgs, TuneArgs};
+use std::path::Path;
+
+use super::args::{AuditArgs, MemoryArgs, ReportedArgs, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
 use super::judge::JudgeArgs;
-use super::output::{Output, notice, say};
+use super::output::{Output, notice, say, write};
 use super::progress::Progress;
 use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Survival, Watch, measure_survival};
 use crate::engine::Options;
 use crate::error::{Error, Result};
-use crate::report::{Report, Style, counters_text, report_text};
+use crate::report::{Report, Style, counters_text, report_html, report_text};
 
 /// Weights that one step of the progress stands for.
 const STEP: u64 = 1 << 20;
@@ -29,7 +31,7 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
         series: args.series,
         criteria: args.judge.criteria(),
     })?;
-    execute(plan, &args.judge, &args.common, args.tune, &args.memory, &|_| {}, "")
+    execute(plan, &args.judge, &args.reported, args.tune, &args.memory, &|_| {}, "")
 }
 
 /// Runs a plan and hands its report over; `relabel` may change what the report calls things, `title` stands above its
@@ -37,20 +39,22 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
 pub(super) fn execute(
     plan: Plan,
     judge: &JudgeArgs,
-    common: &Common,
+    reported: &ReportedArgs,
     tune: TuneArgs,
     memory: &MemoryArgs,
     relabel: &dyn Fn(&mut Report),
     title: &str,
 ) -> Result<()> {
+    let ReportedArgs { common, html } = reported;
     let output = Output::new(common.json.clone());
+    output.differs_from(html.as_deref())?;
     plan.notices.iter().for_each(|text| notice(text));
     let audit = Audit::open(plan)?;
     let device = Device::open(common.device.as_ref(), tune.tuning(), memory.vram.is_some())?;
     // One arm at a time, there is nothing to hold it against.
     let needs = audit.needs(!judge.no_divergence && !memory.naive);
     let arms = Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, needs, memory);
-    let record = Record { output: &output, device: &device, arms: &arms, relabel };
+    let record = Record { output: &output, html: html.as_deref(), device: &device, arms: &arms, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
     record.save(&audit.nothing_yet())?;
     let mut watch = Watching { record: &record, progress: Progress::new("answers") };
@@ -66,6 +70,7 @@ pub(super) fn execute(
     }
     if result.is_ok() || !findings.arms.is_empty() {
         let report = record.report(&findings);
+        record.page(&report)?;
         output.emit(&report, |style| text(&report, title, style))?;
         result?;
         return judge.check(&report);
@@ -105,6 +110,7 @@ fn text(report: &Report, title: &str, style: Style) -> String {
 /// Makes reports of findings.
 struct Record<'a> {
     output: &'a Output,
+    html: Option<&'a Path>,
     device: &'a Device,
     arms: &'a Arms<'a>,
     relabel: &'a dyn Fn(&mut Report),
@@ -121,7 +127,17 @@ impl Record<'_> {
     }
 
     fn save(&self, findings: &Findings) -> Result<()> {
-        self.output.save(|| self.report(findings))
+        if self.html.is_none() {
+            return self.output.save(|| self.report(findings));
+        }
+        let report = self.report(findings);
+        self.output.save(|| &report)?;
+        self.page(&report)
+    }
+
+    /// Writes the page, if one is asked for.
+    fn page(&self, report: &Report) -> Result<()> {
+        self.html.map_or(Ok(()), |path| write(path, &report_html(report)))
     }
 }
 

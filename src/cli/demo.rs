@@ -43,7 +43,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
         criteria: args.judge.criteria(),
         ..Request::default()
     })?;
-    execute(plan, &args.judge, &args.common, args.tune, &args.memory, &relabel, TITLE)
+    execute(plan, &args.judge, &args.reported, args.tune, &args.memory, &relabel, TITLE)
 }
 
 fn unpack(files: &Dir<'_>, to: &Path) -> Result<()> {

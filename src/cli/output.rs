@@ -30,6 +30,18 @@ impl Output {
         }
     }
 
+    /// Fails if the page would go to the JSON's file.
+    pub(super) fn differs_from(&self, html: Option<&Path>) -> Result<()> {
+        match (self, html) {
+            (Self::File(json), Some(html)) if json == html => Err(Error::Flag {
+                flag: "--html",
+                found: html.display().to_string(),
+                expected: "another file than the record's".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Hands a result over: `value` as JSON or `text`, as the user asked.
     pub(super) fn emit(&self, value: &impl Serialize, text: impl FnOnce(Style) -> String) -> Result<()> {
         match self {
@@ -54,7 +66,7 @@ fn style() -> Style {
 }
 
 /// Prints to stdout. A reader that has gone away (`| head`) wants no more: that is no error.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::write(Path::new("stdout"))(error)),
@@ -70,7 +82,7 @@ fn to_json(value: &impl Serialize) -> Result<String> {
 
 /// Replaces the file in one step, so that nobody ever sees half a report. What is no plain file (a pipe, a terminal) is
 /// written to directly.
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     if path.exists() && !path.is_file() {
         return std::fs::write(path, text).map_err(Error::write(path));
     }

@@ -71,7 +71,7 @@ pub fn counters_text(counters: &Counters, gpu_seconds: &BTreeMap<String, f64>) -
 }
 
 /// Digits in threes.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {

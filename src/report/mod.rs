@@ -1,8 +1,9 @@
-//! The result and its forms: one schema, printed as a table or as JSON.
+//! The result and its forms: one schema, printed as tables, as JSON or as one HTML page.
 
 pub mod codes;
 pub mod compare;
 pub mod divergence;
+mod html;
 pub mod judgement;
 mod judgement_text;
 pub mod localize;
@@ -12,6 +13,7 @@ mod table;
 
 pub use codes::codes_text;
 pub use compare::{Comparisons, compare_text};
+pub use html::report_html;
 pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
 pub use schema::Report;

@@ -1,0 +1,46 @@
+//! `undertext report`.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::args::ReportArgs;
+use super::output::{Output, print, write};
+use crate::error::{Error, Result};
+use crate::report::{Report, report_html, schema};
+
+/// Makes the page of a record and says where it is.
+pub(super) fn run(args: ReportArgs) -> Result<()> {
+    let report = read(&args.record)?;
+    let html = args.html.unwrap_or_else(|| args.record.with_extension("html"));
+    Output::File(args.record).differs_from(Some(&html))?;
+    write(&html, &report_html(&report))?;
+    print(&format!("{}\n", html.display()))
+}
+
+fn read(path: &Path) -> Result<Report> {
+    let text = std::fs::read(path).map_err(Error::read(path))?;
+    let malformed = |what: &str, found: String, expected: &str| Error::Malformed {
+        path: path.to_path_buf(),
+        what: what.to_owned(),
+        found,
+        expected: expected.to_owned(),
+    };
+    let broken = |error: serde_json::Error| {
+        malformed(
+            "record",
+            error.to_string(),
+            "what `undertext audit --json` or `undertext demo --json` writes",
+        )
+    };
+    let value: Value = serde_json::from_slice(&text).map_err(broken)?;
+    match value.get("schema_version").and_then(Value::as_u64) {
+        None => {}
+        Some(version) if version == u64::from(schema::VERSION) => {}
+        Some(version) => {
+            let expected = schema::VERSION.to_string();
+            return Err(malformed("schema_version", version.to_string(), &expected));
+        }
+    }
+    serde_json::from_value(value).map_err(broken)
+}
