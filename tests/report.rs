@@ -299,7 +299,7 @@ fn text_says_what_came_back() {
     assert_eq!(control[2..].join(" "), "+0.0 ± 0.0 -10.0 ± 0.0 +0.0 ± 0.0");
     let verdict = row(&["npo", "int4-g128", "INCONCLUSIVE"]).unwrap_or_else(|| panic!("{text}"));
     assert_eq!(verdict[3..].join(" "), "VerbMem: 3 examples are too few; KnowMem: 4 examples are too few");
-    assert!(text.contains("Rank correlation of an update's survival with what came back: "), "{text}");
+    assert!(text.contains("Rank correlation of an update's survival with what came back:"), "{text}");
     let widest = text.lines().map(|line| line.chars().count()).max();
     assert!(widest <= Some(120), "{widest:?}: {text}");
     for direction in ["VerbMem ↓", "KnowMem ↓", "KnowMem retain ↑", "PrivLeak →0 (to retrain)"] {

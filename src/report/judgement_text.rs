@@ -68,7 +68,7 @@ pub(super) fn write_judgement(text: &mut String, report: &Report, style: Style) 
     if !known.is_empty() {
         writeln!(
             text,
-            "\nRank correlation of an update's survival with what came back: {}.",
+            "\nRank correlation of an update's survival with what came back:\n{}.",
             known.join(", ")
         )?;
     }
