@@ -183,12 +183,13 @@ fn write_text(text: &mut String, record: &Localization, style: Style) -> std::fm
     if let Some(Keep { blocks, of, recovery }) = &record.keep {
         let back = share(recovery.as_ref());
         writeln!(text, "\nKeep these {} of {of} blocks in fp16 and {back} comes back", blocks.len())?;
-        let mut by_layer: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut by_layer: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for (layer, module) in blocks.iter().filter_map(|block| block.rsplit_once('.')) {
-            by_layer.entry(layer).or_default().push(module);
+            let number = layer.rsplit('.').next().and_then(|number| number.parse().ok());
+            by_layer.entry(number.unwrap_or_default()).or_default().push(module);
         }
         for (layer, modules) in by_layer {
-            writeln!(text, " {layer}  {}", modules.join(" "))?;
+            writeln!(text, " layers.{layer}  {}", modules.join(" "))?;
         }
     } else if record
         .variant("all", None, None)
