@@ -11,6 +11,7 @@
 //! [`Localize`] says which parts' quantization brings the forgotten back.
 //!
 //! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
+//! [`quantize()`] writes a checkpoint whose rounding keeps it.
 
 mod codes;
 mod comparison;
@@ -18,6 +19,7 @@ mod divergence;
 mod findings;
 mod localize;
 mod plan;
+mod quantize;
 mod run;
 mod series;
 mod statistics;
@@ -31,6 +33,7 @@ pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
 pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference, Truths};
 pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};
 pub use plan::{Model, Plan, Request, Role};
+pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, Rounding, quantize};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};

@@ -7,6 +7,7 @@ pub mod judgement;
 mod judgement_text;
 pub mod localize;
 mod memory;
+pub mod quantize;
 pub mod schema;
 mod table;
 
@@ -14,6 +15,7 @@ pub use codes::codes_text;
 pub use compare::{Comparisons, compare_text};
 pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
+pub use quantize::quantize_text;
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};
 
