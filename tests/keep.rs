@@ -1,11 +1,6 @@
 //! Kept and stochastic rounding: against NumPy, against a plain sort, and what must hold on the demo's matrices.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    clippy::print_stdout,
-    reason = "a test may panic, and shows its figures if asked"
-)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

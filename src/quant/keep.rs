@@ -27,7 +27,7 @@
 //! price (ties by index) among those that exceed the need by less than what is left.
 //!
 //! So the codes follow from sums over admitted sets: `p` is found by bisecting the 32 bits of a float, without a sort, with
-//! one workgroup a row. What is summed are integers ([`Unit`]): f32 terms in units of 2^-40 of the row's greatest, so that
+//! one workgroup a row. What is summed are integers (`Unit`): f32 terms in units of 2^-40 of the row's greatest, so that
 //! a sum does not depend on its order, and a device gets the same codes by adding u32 pairs.
 
 use rayon::prelude::*;
