@@ -708,6 +708,50 @@ fn quantize_rounds_to_nearest_or_at_random() {
     assert!(random["total"]["moved"].as_u64().unwrap() > 0, "{random}");
 }
 
+/// Packed codes and scales stand for the very values that are written dequantized.
+#[test]
+fn packed_checkpoints_hold_the_dequantized_values() {
+    let family = Family::new(&[]);
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models");
+    for (scheme, bits, group) in [("int4-g32", 4, 32), ("int8", 8, 128)] {
+        let read = |format: &str| {
+            let out = format!("{format}-{scheme}");
+            let line = format!("quantize {demo}/ga_gdr --scheme {scheme} --keep-from {demo}/target");
+            good(&undertext(&family, &format!("{line} --format {format} --out $/{out}")));
+            let config = std::fs::read(family.path(&out).join("config.json")).unwrap();
+            let config: Value = serde_json::from_slice(&config).unwrap();
+            (std::fs::read(family.path(&out).join("model.safetensors")).unwrap(), config)
+        };
+        let (values, config) = read("dequantized");
+        assert!(config.get("quantization_config").is_none());
+        let (packed, config) = read("compressed-tensors");
+        let quantization = &config["quantization_config"];
+        assert_eq!(quantization["format"], "pack-quantized");
+        assert_eq!(quantization["config_groups"]["group_0"]["weights"]["num_bits"], bits);
+
+        let values = safetensors::SafeTensors::deserialize(&values).unwrap();
+        let packed = safetensors::SafeTensors::deserialize(&packed).unwrap();
+        let words = |tensor: &str| -> Vec<u32> {
+            let tensor = packed.tensor(tensor).unwrap();
+            tensor.data().as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
+        };
+        let name = "model.layers.1.self_attn.k_proj.weight";
+        let tensor = values.tensor(name).unwrap();
+        let [rows, cols] = *tensor.shape() else { panic!("{:?}", tensor.shape()) };
+        assert_eq!((cols, packed.tensor(&format!("{name}_shape")).unwrap().shape()), (128, &[2][..]));
+        let (codes, scales) = (words(&format!("{name}_packed")), words(&format!("{name}_scale")));
+        let want: Vec<_> =
+            tensor.data().as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
+        for index in 0..rows * cols {
+            let per_word = 32 / bits;
+            let code = codes[index / per_word] >> (index % per_word * bits) & ((1 << bits) - 1);
+            let code = code as f32 - (1 << (bits - 1)) as f32;
+            assert_eq!(code * f32::from_bits(scales[index / group]), want[index], "{scheme} {index}");
+        }
+        assert_eq!(packed.tensor("model.norm.weight").unwrap(), values.tensor("model.norm.weight").unwrap());
+    }
+}
+
 #[test]
 fn quantize_refuses_what_it_cannot_use() {
     let family = family();
@@ -716,6 +760,9 @@ fn quantize_refuses_what_it_cannot_use() {
     failure(&family, &format!("{line} --keep 0.5"), 2, &["--keep-from"]);
     failure(&family, &format!("{line} --keep-from $/target --stochastic 1"), 2, &["--stochastic"]);
     failure(&family, &line.replace("int4", "fp16"), 2, &["--scheme", "quantizes"]);
+    failure(&family, &format!("{line} --format gguf"), 2, &["--format", "compressed-tensors"]);
+    let table = line.replace("int4", "nf4-b64");
+    failure(&family, &format!("{table} --format compressed-tensors"), 2, &["--format", "nf4-b64"]);
     failure(&family, &line.replace("npo", "nothing"), 3, &["nothing"]);
     failure(&family, &line.replace("$/out", "$/npo/config.json"), 2, &["--out", "no directory"]);
     failure(&family, &line.replace("$/out", "$/npo/config.json/x"), 1, &["cannot write"]);

@@ -18,6 +18,7 @@ mod comparison;
 mod divergence;
 mod findings;
 mod localize;
+mod packing;
 mod plan;
 mod quantize;
 mod run;
@@ -32,6 +33,7 @@ pub use comparison::{ArmToken, Compared, Comparison, ComparisonPlan, Passages, S
 pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
 pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference, Truths};
 pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};
+pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
 pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, Rounding, quantize};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};

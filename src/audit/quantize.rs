@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::codes::{CodesPlan, compare_codes};
-use crate::checkpoint::{Checkpoint, Draft, TensorWriter};
+use super::packing::Format;
+use crate::checkpoint::{Checkpoint, Draft, Kind, TensorWriter};
 use crate::error::Result;
 use crate::model::{Linear, check_tensors};
-use crate::quant::{Draw, KeptRow, Packed, Scheme, decode, encode, keep, stochastic};
+use crate::quant::{Draw, KeptRow, Packed, Scheme, encode, keep, stochastic};
 
 /// Weights of each checkpoint that are held at a time (or 8 rows, if that is more).
 const BLOCK: usize = 1 << 21;
@@ -49,6 +50,8 @@ pub struct QuantizePlan {
     pub scheme: Scheme,
     /// How.
     pub rounding: Rounding,
+    /// How it is written.
+    pub format: Format,
 }
 
 /// What was written.
@@ -105,7 +108,7 @@ impl Quantized {
 
 /// Rounds every matrix of the layers and writes all into `draft`, tensor by tensor; the caller publishes it.
 ///
-/// The matrices become F32, which holds a scheme's values exactly. `watch` is told how many of how many weights are done.
+/// Dequantized, the matrices become F32, which holds a scheme's values exactly. `watch` is told how many of how many weights are done.
 ///
 /// # Errors
 ///
@@ -121,11 +124,15 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
     let is_matrix = |name: &str| matrices.iter().any(|(matrix, _)| matrix == name);
     let names = model.tensors().names();
     let as_stored: Vec<_> = names.into_iter().filter(|name| !is_matrix(name)).map(str::to_owned).collect();
-    let mut tensors: Vec<_> =
-        matrices.iter().map(|(name, shape)| (name.clone(), Scheme::F32, shape.to_vec())).collect();
+    let mut tensors = Vec::new();
+    for (name, shape) in &matrices {
+        plan.format.check(plan.scheme, shape[1])?;
+        tensors.extend(plan.format.tensors(name, plan.scheme, *shape));
+    }
+    let matrix_tensors = tensors.len();
     for name in &as_stored {
         let (dtype, shape) = model.tensors().describe(name)?;
-        tensors.push((name.clone(), dtype, shape.to_vec()));
+        tensors.push((name.clone(), Kind::Weights(dtype), shape.to_vec()));
     }
     let total: u64 = matrices.iter().map(|(_, [rows, cols])| (rows * cols) as u64).sum();
 
@@ -155,6 +162,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
         let [rows, cols] = *shape;
         let mut tensor =
             QuantizedTensor { name: name.clone(), weights: (rows * cols) as u64, ..Default::default() };
+        let mut scales = Vec::new();
         let step = ROWS * (BLOCK / (ROWS * cols)).max(1);
         for start in (0..rows).step_by(step) {
             let range = start..(start + step).min(rows);
@@ -165,11 +173,14 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
             let old = target.as_ref().map(read).transpose()?;
             let first = (start * cols) as u64;
             let packed = tensor.round(&plan, &weights, old.as_deref(), [range.len(), cols], first);
-            let values: Vec<u8> = decode(&packed).into_iter().flat_map(f32::to_le_bytes).collect();
-            writer.write(&values)?;
+            let (now, after) = plan.format.bytes(&packed);
+            writer.write(&now)?;
+            scales.extend(after);
             done += weights.len() as u64;
             watch(done, passes * total);
         }
+        writer.write(&scales)?;
+        writer.write(&plan.format.end(*shape))?;
         found.push(tensor);
     }
     if let Some(codes) = &nearest {
@@ -179,7 +190,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
             tensor.update = Some(KeptRow { moved: 0, update, nearest: kept, kept });
         }
     }
-    for (name, _, shape) in &tensors[matrices.len()..] {
+    for (name, _, shape) in &tensors[matrix_tensors..] {
         let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product::<usize>());
         let step = (BLOCK / cols.max(1)).max(1);
         for start in (0..rows).step_by(step) {
@@ -188,7 +199,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
         }
     }
     writer.finish()?;
-    draft.copy_from(&plan.model)?;
+    draft.copy_from(&plan.model, plan.format.config(plan.scheme))?;
     disk_bytes += model.tensors().bytes_read() + target.map_or(0, |target| target.tensors().bytes_read());
     let (nothing_to_repair, seconds) = (nearest.is_some(), begun.elapsed().as_secs_f64());
     Ok(Quantized { plan, tensors: found, as_stored, nothing_to_repair, disk_bytes, seconds })

@@ -12,7 +12,7 @@ pub use config::{Config, RopeScaling};
 pub use tensors::{Tensor, Tensors};
 pub use tokenizer::Tokenizer;
 pub use writer::Draft;
-pub(crate) use writer::TensorWriter;
+pub(crate) use writer::{Kind, TensorWriter};
 
 use std::path::{Path, PathBuf};
 

@@ -63,12 +63,12 @@ impl Draft {
     }
 
     /// Copies what belongs to a checkpoint besides its weights: tokenizer, generation settings, licences. `config.json`
-    /// then says that weights are float32, so that loaders do not narrow them.
+    /// then says that weights are float32, so that loaders do not narrow them, and how they are quantized.
     ///
     /// # Errors
     ///
     /// If a file cannot be read or written.
-    pub(crate) fn copy_from(&self, checkpoint: &Path) -> Result<()> {
+    pub(crate) fn copy_from(&self, checkpoint: &Path, quantization: Option<Value>) -> Result<()> {
         for entry in fs::read_dir(checkpoint).map_err(Error::read(checkpoint))? {
             let entry = entry.map_err(Error::read(checkpoint))?;
             let (path, name) = (entry.path(), entry.file_name());
@@ -81,6 +81,9 @@ impl Draft {
             if let Some(dtype) = config.get_mut(key) {
                 *dtype = json!("float32");
             }
+        }
+        if let Some(quantization) = quantization {
+            config.insert("quantization_config".to_owned(), quantization);
         }
         self.write("config.json", &format!("{:#}\n", Value::Object(config)))
     }
@@ -114,6 +117,30 @@ fn belongs(name: &str) -> bool {
     !other && (text || name.starts_with("LICENSE") || name.starts_with("NOTICE"))
 }
 
+/// What a written tensor holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Weights, as [`Scheme::F32`], [`Scheme::F16`] or [`Scheme::Bf16`].
+    Weights(Scheme),
+    /// Words of codes.
+    I32,
+    /// Sizes.
+    I64,
+}
+
+impl Kind {
+    /// The format's name, and bytes of a value.
+    fn describe(self) -> (&'static str, usize) {
+        match self {
+            Self::Weights(Scheme::F16) => ("F16", 2),
+            Self::Weights(Scheme::Bf16) => ("BF16", 2),
+            Self::Weights(_) => ("F32", 4),
+            Self::I32 => ("I32", 4),
+            Self::I64 => ("I64", 8),
+        }
+    }
+}
+
 /// A safetensors file, written from front to back.
 pub(crate) struct TensorWriter {
     path: PathBuf,
@@ -128,18 +155,14 @@ impl TensorWriter {
     /// # Errors
     ///
     /// If the file cannot be written.
-    pub(crate) fn create(path: PathBuf, tensors: &[(String, Scheme, Vec<usize>)]) -> Result<Self> {
+    pub(crate) fn create(path: PathBuf, tensors: &[(String, Kind, Vec<usize>)]) -> Result<Self> {
         let mut header = Map::new();
         header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
         let mut end = 0;
-        for (name, dtype, shape) in tensors {
+        for (name, kind, shape) in tensors {
+            let (dtype, bytes) = kind.describe();
             let start = end;
-            end += shape.iter().product::<usize>() * (dtype.bits() / 8) as usize;
-            let dtype = match dtype {
-                Scheme::F16 => "F16",
-                Scheme::Bf16 => "BF16",
-                _ => "F32",
-            };
+            end += shape.iter().product::<usize>() * bytes;
             let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
             header.insert(name.clone(), entry);
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::judge::JudgeArgs;
-use crate::audit::{By, Criteria, SeriesRequest};
+use crate::audit::{By, Criteria, Format, SeriesRequest};
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 use crate::metrics::membership::Corpus;
@@ -110,11 +110,12 @@ Examples:
   undertext quantize models/npo --scheme int4 --keep-from models/target --out models/npo-int4-kept
   undertext quantize models/npo --scheme int4-g32 --keep-from models/target --keep 0.8 --out kept --json
   undertext quantize models/npo --scheme int4 --stochastic 7 --out models/npo-int4-stochastic
+  undertext quantize models/npo --scheme int4 --keep-from models/target --format compressed-tensors --out packed
 
 Nearest rounding by default. With --keep-from a few codes move to the neighbouring value, so that of every matrix row's \
 update the share --keep outlives quantization; no training, no data. --stochastic is for those who no longer have the \
 target; it costs more. The layers' matrices are written as F32, the very values of the codes (half formats cannot hold \
-them), all other tensors as stored. undertext.json says what was done. Schemes: int8, int4 (= int4-g128), int4-g32, \
+them), or packed with --format compressed-tensors; all other tensors as stored. undertext.json says what was done. Schemes: int8, int4 (= int4-g128), int4-g32, \
 int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Quantize(QuantizeArgs),
 
@@ -460,6 +461,10 @@ pub(super) struct QuantizeArgs {
     /// Round up or down at random, by nearness, with this seed
     #[arg(long, value_name = "SEED")]
     pub(super) stochastic: Option<u64>,
+
+    /// dequantized (what codes stand for) or compressed-tensors (codes and scales; int8 and int4-gN)
+    #[arg(long, value_name = "FORMAT", default_value = "dequantized")]
+    pub(super) format: Format,
 
     /// A directory that is empty or not there yet
     #[arg(long, value_name = "DIR")]

@@ -15,7 +15,7 @@ const STEP: u64 = 1 << 20;
 
 /// Writes the quantized checkpoint.
 pub(super) fn run(args: QuantizeArgs) -> Result<()> {
-    let QuantizeArgs { model, scheme, keep_from, keep, stochastic, out, json } = args;
+    let QuantizeArgs { model, scheme, keep_from, keep, stochastic, format, out, json } = args;
     let output = Output::new(json);
     let draft = Draft::new(&out)?;
     let rounding = match (keep_from, stochastic) {
@@ -25,7 +25,7 @@ pub(super) fn run(args: QuantizeArgs) -> Result<()> {
     };
     let name = model.display().to_string();
     let mut progress: Option<Progress> = None;
-    let found = quantize(QuantizePlan { model, scheme, rounding }, &draft, &mut |done, total| {
+    let found = quantize(QuantizePlan { model, scheme, rounding, format }, &draft, &mut |done, total| {
         let [done, total] =
             [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
         let progress = progress.get_or_insert_with(|| {

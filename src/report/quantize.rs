@@ -25,9 +25,9 @@ pub struct Quantized {
     pub keep: Option<f64>,
     /// Of stochastic rounding.
     pub seed: Option<u64>,
-    /// `dequantized`: the values that codes stand for.
+    /// `dequantized` (the values that codes stand for) or `compressed-tensors` (codes and scales).
     pub format: String,
-    /// Of the quantized matrices. The other tensors have theirs as stored.
+    /// Of the quantized matrices' values or scales. The other tensors have theirs as stored.
     pub dtype: String,
     /// Nearest rounding keeps so much of the update that it was written although `kept` was asked for.
     pub nothing_to_repair: bool,
@@ -114,7 +114,7 @@ impl From<&audit::Quantized> for Quantized {
             rounding: rounding.to_owned(),
             keep,
             seed,
-            format: "dequantized".to_owned(),
+            format: plan.format.name().to_owned(),
             dtype: "F32".to_owned(),
             nothing_to_repair: found.nothing_to_repair,
             updated_rows: (updated > 0).then_some(updated),
@@ -155,8 +155,9 @@ pub fn quantize_text(record: &Quantized, out: &str, _: Style) -> String {
         text += "Nothing needs repair: nearest rounding keeps the update.\n";
     }
     text += &format!(
-        "Written to {out}: {} matrices as F32, {} tensors as stored.\n",
+        "Written to {out}: {} matrices {}, {} tensors as stored.\n",
         record.tensors.len(),
+        if record.format == "dequantized" { "as F32" } else { "as codes with F32 scales" },
         record.as_stored.len()
     );
     text
