@@ -52,6 +52,7 @@ fn help_has_examples_and_exit_codes() {
         ("localize --help", "undertext localize --target models/target --unlearned models/npo"),
         ("compare --help", "undertext compare models/target models/target@int8"),
         ("codes --help", "undertext codes models/target models/npo --schemes int4,nf4-b64"),
+        ("quantize --help", "undertext quantize models/npo --scheme int4 --keep-from models/target"),
         ("devices --help", "undertext devices --json"),
     ] {
         let output = undertext(&family, line);
@@ -535,15 +536,17 @@ fn codes_without_an_update_are_null_with_a_reason() {
     assert_eq!(value["as_stored"]["reason"], "no weight changed");
 }
 
+/// A command without a device fails so: nothing on stdout, and one line on stderr unless clap explains the usage.
+fn failure(family: &Family, line: &str, code: i32, parts: &[&str]) {
+    let output = undertext(family, line);
+    assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
+    assert!(parts.iter().all(|part| stderr(&output).contains(part)), "{line}: {}", stderr(&output));
+    assert!(stdout(&output).is_empty());
+    assert!(code == 2 || stderr(&output).lines().count() == 1, "{line}: {}", stderr(&output));
+}
+
 #[test]
 fn codes_refuses_what_cannot_be_compared() {
-    let failure = |family: &Family, line: &str, code: i32, parts: &[&str]| {
-        let output = undertext(family, line);
-        assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
-        assert!(parts.iter().all(|part| stderr(&output).contains(part)), "{line}: {}", stderr(&output));
-        assert!(stdout(&output).is_empty());
-        assert!(code == 2 || stderr(&output).lines().count() == 1, "{line}: {}", stderr(&output));
-    };
     let family = Family::new(&["target", "npo"]);
     failure(&family, "codes $/target $/npo --schemes fp16", 2, &["--schemes", "full precision has no codes"]);
     failure(&family, "codes $/target $/npo --schemes int5", 2, &["int5", "int4-g128"]);
@@ -674,4 +677,134 @@ fn compare_refuses_what_it_cannot_compare() {
         assert_eq!(stderr(&output).lines().filter(|line| line.starts_with("error")).count(), 1, "{line}");
         assert!(stdout(&output).is_empty(), "{line}");
     }
+}
+
+#[test]
+fn quantize_writes_a_checkpoint_that_keeps_its_update() {
+    let family = Family::new(&[]);
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models");
+    let line = format!("quantize {demo}/npo_gdr --scheme int4 --keep-from {demo}/target --out $/kept");
+    let text = undertext(&family, &line);
+    assert!(good(&text).contains("Survival of the update: 0.9"), "{}", stdout(&text));
+    let record: Value =
+        serde_json::from_slice(&std::fs::read(family.path("kept/undertext.json")).unwrap()).unwrap();
+    assert_eq!(record["rounding"], "kept");
+    assert_eq!(
+        (&record["keep"], &record["scheme"], &record["dtype"]),
+        (&json!(0.9), &json!("int4-g128"), &json!("F32"))
+    );
+    let total = &record["total"];
+    assert!((total["survival"].as_f64().unwrap() - 0.9).abs() < 0.01, "{total}");
+    assert!(total["survival_nearest"].as_f64().unwrap() < 0.1, "{total}");
+    assert!(record["rows_near"].as_f64().unwrap() > 0.9, "{record}");
+    let sum: u64 = record["tensors"].as_array().unwrap().iter().map(|t| t["moved"].as_u64().unwrap()).sum();
+    assert_eq!(total["moved"], sum);
+    assert!(record["as_stored"].as_array().unwrap().contains(&json!("model.embed_tokens.weight")));
+
+    // What was written is what is read: survival at full precision, and no file but the checkpoint's.
+    let mut names: Vec<_> = std::fs::read_dir(family.path("kept"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    let expected = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "undertext.json",
+    ];
+    assert_eq!(names, expected);
+    let output = undertext(&family, "generate $/kept --prompt a --max-new-tokens 2 --device cpu --json");
+    assert_eq!(json_of(&output)["token_ids"].as_array().unwrap().len(), 2);
+
+    // The same again, byte by byte; then a directory that is taken.
+    let weights = std::fs::read(family.path("kept/model.safetensors")).unwrap();
+    let again = undertext(&family, &(line.replace("$/kept", "$/again") + " --json"));
+    assert_eq!(json_of(&again)["total"], *total);
+    assert_eq!(std::fs::read(family.path("again/model.safetensors")).unwrap(), weights);
+    failure(&family, &line, 2, &["--out", "kept", "not empty"]);
+    let left: Vec<_> =
+        std::fs::read_dir(family.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains(".tmp")), "{left:?}");
+
+    // int8 keeps the update by itself.
+    let output = undertext(&family, &line.replace("int4", "int8").replace("$/kept", "$/int8"));
+    assert!(good(&output).contains("Nothing needs repair"), "{}", stdout(&output));
+}
+
+#[test]
+fn quantize_rounds_to_nearest_or_at_random() {
+    let family = family();
+    let nearest = json_of(&undertext(&family, "quantize $/npo --scheme nf4-b64 --out $/a --json"));
+    assert_eq!((&nearest["rounding"], &nearest["total"]["moved"]), (&json!("nearest"), &json!(0)));
+    assert_eq!(nearest["total"]["reason"], "no target was given");
+    let random =
+        json_of(&undertext(&family, "quantize $/npo --scheme nf4-b64 --stochastic 7 --out $/b --json"));
+    assert_eq!((&random["rounding"], &random["seed"]), (&json!("stochastic"), &json!(7)));
+    assert!(random["total"]["moved"].as_u64().unwrap() > 0, "{random}");
+}
+
+/// Packed codes and scales stand for the very values that are written dequantized.
+#[test]
+fn packed_checkpoints_hold_the_dequantized_values() {
+    let family = Family::new(&[]);
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models");
+    for (scheme, bits, group) in [("int4-g32", 4, 32), ("int8", 8, 128)] {
+        let read = |format: &str| {
+            let out = format!("{format}-{scheme}");
+            let line = format!("quantize {demo}/ga_gdr --scheme {scheme} --keep-from {demo}/target");
+            good(&undertext(&family, &format!("{line} --format {format} --out $/{out}")));
+            let config = std::fs::read(family.path(&out).join("config.json")).unwrap();
+            let config: Value = serde_json::from_slice(&config).unwrap();
+            (std::fs::read(family.path(&out).join("model.safetensors")).unwrap(), config)
+        };
+        let (values, config) = read("dequantized");
+        assert!(config.get("quantization_config").is_none());
+        let (packed, config) = read("compressed-tensors");
+        let quantization = &config["quantization_config"];
+        assert_eq!(quantization["format"], "pack-quantized");
+        assert_eq!(quantization["config_groups"]["group_0"]["weights"]["num_bits"], bits);
+
+        let values = safetensors::SafeTensors::deserialize(&values).unwrap();
+        let packed = safetensors::SafeTensors::deserialize(&packed).unwrap();
+        let words = |tensor: &str| -> Vec<u32> {
+            let tensor = packed.tensor(tensor).unwrap();
+            tensor.data().as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
+        };
+        let name = "model.layers.1.self_attn.k_proj.weight";
+        let tensor = values.tensor(name).unwrap();
+        let [rows, cols] = *tensor.shape() else { panic!("{:?}", tensor.shape()) };
+        assert_eq!((cols, packed.tensor(&format!("{name}_shape")).unwrap().shape()), (128, &[2][..]));
+        let (codes, scales) = (words(&format!("{name}_packed")), words(&format!("{name}_scale")));
+        let want: Vec<_> =
+            tensor.data().as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
+        for index in 0..rows * cols {
+            let per_word = 32 / bits;
+            let code = codes[index / per_word] >> (index % per_word * bits) & ((1 << bits) - 1);
+            let code = code as f32 - (1 << (bits - 1)) as f32;
+            assert_eq!(code * f32::from_bits(scales[index / group]), want[index], "{scheme} {index}");
+        }
+        assert_eq!(packed.tensor("model.norm.weight").unwrap(), values.tensor("model.norm.weight").unwrap());
+    }
+}
+
+#[test]
+fn quantize_refuses_what_it_cannot_use() {
+    let family = family();
+    let line = "quantize $/npo --scheme int4 --out $/out";
+    failure(&family, &format!("{line} --keep-from $/target --keep 1.5"), 2, &["--keep", "0 to 1"]);
+    failure(&family, &format!("{line} --keep 0.5"), 2, &["--keep-from"]);
+    failure(&family, &format!("{line} --keep-from $/target --stochastic 1"), 2, &["--stochastic"]);
+    failure(&family, &line.replace("int4", "fp16"), 2, &["--scheme", "quantizes"]);
+    failure(&family, &format!("{line} --format gguf"), 2, &["--format", "compressed-tensors"]);
+    let table = line.replace("int4", "nf4-b64");
+    failure(&family, &format!("{table} --format compressed-tensors"), 2, &["--format", "nf4-b64"]);
+    failure(&family, &line.replace("npo", "nothing"), 3, &["nothing"]);
+    failure(&family, &line.replace("$/out", "$/npo/config.json"), 2, &["--out", "no directory"]);
+    failure(&family, &line.replace("$/out", "$/npo/config.json/x"), 1, &["cannot write"]);
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models/target");
+    failure(&family, &format!("{line} --keep-from {demo}"), 3, &["the number of layers"]);
+    assert!(!family.path("out").exists());
 }

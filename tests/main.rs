@@ -17,6 +17,7 @@ mod demo;
 mod engine;
 mod family;
 mod golden;
+mod keep;
 mod kernels;
 mod llama;
 mod localize;

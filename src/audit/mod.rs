@@ -11,13 +11,16 @@
 //! [`Localize`] says which parts' quantization brings the forgotten back.
 //!
 //! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
+//! [`quantize()`] writes a checkpoint whose rounding keeps it.
 
 mod codes;
 mod comparison;
 mod divergence;
 mod findings;
 mod localize;
+mod packing;
 mod plan;
+mod quantize;
 mod run;
 mod series;
 mod statistics;
@@ -30,7 +33,9 @@ pub use comparison::{ArmToken, Compared, Comparison, ComparisonPlan, Passages, S
 pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
 pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference, Truths};
 pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};
+pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
+pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, Rounding, quantize};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};

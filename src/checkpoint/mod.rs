@@ -6,10 +6,13 @@ mod index;
 mod shard;
 mod tensors;
 mod tokenizer;
+mod writer;
 
 pub use config::{Config, RopeScaling};
 pub use tensors::{Tensor, Tensors};
 pub use tokenizer::Tokenizer;
+pub use writer::Draft;
+pub(crate) use writer::{Kind, TensorWriter};
 
 use std::path::{Path, PathBuf};
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::judge::JudgeArgs;
-use crate::audit::{By, Criteria, SeriesRequest};
+use crate::audit::{By, Criteria, Format, SeriesRequest};
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 use crate::metrics::membership::Corpus;
@@ -105,6 +105,21 @@ the log-probability of the true answers on the forget set: 0 % as in the unlearn
 the target at the same precision. With --by block the smallest set of blocks is sought that, kept at full precision, \
 holds recovery below --held-below.")]
     Localize(LocalizeArgs),
+
+    /// Write a quantized checkpoint; with the target, one that stays as forgetful as the unlearned model was
+    #[command(after_help = "\
+Examples:
+  undertext quantize models/npo --scheme int4 --keep-from models/target --out models/npo-int4-kept
+  undertext quantize models/npo --scheme int4-g32 --keep-from models/target --keep 0.8 --out kept --json
+  undertext quantize models/npo --scheme int4 --stochastic 7 --out models/npo-int4-stochastic
+  undertext quantize models/npo --scheme int4 --keep-from models/target --format compressed-tensors --out packed
+
+Nearest rounding by default. With --keep-from a few codes move to the neighbouring value, so that of every matrix row's \
+update the share --keep outlives quantization; no training, no data. --stochastic is for those who no longer have the \
+target; it costs more. The layers' matrices are written as F32, the very values of the codes (half formats cannot hold \
+them), or packed with --format compressed-tensors; all other tensors as stored. undertext.json says what was done. Schemes: int8, int4 (= int4-g128), int4-g32, \
+int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
+    Quantize(QuantizeArgs),
 
     /// Make the page of an audit's record: report.html of report.json
     #[command(after_help = "\
@@ -434,6 +449,48 @@ pub(super) struct CodesArgs {
     /// Count the output head among the quantized matrices (by default it stays as stored)
     #[arg(long)]
     pub(super) quantize_head: bool,
+
+    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
+    pub(super) json: Option<Option<PathBuf>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct QuantizeArgs {
+    /// The checkpoint to quantize
+    #[arg(value_name = "MODEL")]
+    pub(super) model: PathBuf,
+
+    /// What to quantize to
+    #[arg(long, value_name = "SCHEME", value_parser = super::quantize::scheme)]
+    pub(super) scheme: Scheme,
+
+    /// The checkpoint that MODEL was made from: round so that the update from it survives
+    #[arg(long, value_name = "TARGET", conflicts_with = "stochastic")]
+    pub(super) keep_from: Option<PathBuf>,
+
+    /// Share of the update that is to survive, 0 to 1
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.9,
+        requires = "keep_from",
+        value_parser = super::quantize::share
+    )]
+    pub(super) keep: f32,
+
+    /// Round up or down at random, by nearness, with this seed
+    #[arg(long, value_name = "SEED")]
+    pub(super) stochastic: Option<u64>,
+
+    /// dequantized (what codes stand for) or compressed-tensors (codes and scales; int8 and int4-gN)
+    #[arg(long, value_name = "FORMAT", default_value = "dequantized")]
+    pub(super) format: Format,
+
+    /// A directory that is empty or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
 
     /// Print one JSON value instead of text; with FILE, print text and write the JSON there
     #[arg(long, value_name = "FILE", num_args = 0..=1)]

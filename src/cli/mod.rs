@@ -17,6 +17,7 @@ mod localize;
 mod memory;
 mod output;
 mod progress;
+mod quantize;
 mod report;
 
 use std::ffi::OsString;
@@ -48,6 +49,7 @@ where
         args::Command::Codes(args) => codes::run(args),
         args::Command::Compare(args) => compare::run(args),
         args::Command::Localize(args) => localize::run(args),
+        args::Command::Quantize(args) => quantize::run(args),
         args::Command::Report(args) => report::run(args),
         args::Command::Devices(args) => devices::run(&args),
     };

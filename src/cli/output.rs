@@ -45,17 +45,24 @@ impl Output {
     /// Hands a result over: `value` as JSON or `text`, as the user asked.
     pub(super) fn emit(&self, value: &impl Serialize, text: impl FnOnce(Style) -> String) -> Result<()> {
         match self {
-            Self::Json => return print(&to_json(value)?),
-            Self::File(path) => write(path, &to_json(value)?)?,
+            Self::Json => return print(&Self::to_json(value)?),
+            Self::File(path) => write(path, &Self::to_json(value)?)?,
             Self::Text => {}
         }
         print(&text(style()))
     }
 
+    /// The value as a file's text.
+    pub(super) fn to_json(value: &impl Serialize) -> Result<String> {
+        let json = serde_json::to_string_pretty(value);
+        let json = json.map_err(|error| Error::write(Path::new("JSON"))(error.into()))?;
+        Ok(json + "\n")
+    }
+
     /// Writes the file, if there is one; only then is the value made.
     pub(super) fn save<T: Serialize>(&self, value: impl FnOnce() -> T) -> Result<()> {
         match self {
-            Self::File(path) => write(path, &to_json(&value())?),
+            Self::File(path) => write(path, &Self::to_json(&value())?),
             Self::Text | Self::Json => Ok(()),
         }
     }
@@ -72,12 +79,6 @@ pub(super) fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::write(Path::new("stdout"))(error)),
         _ => Ok(()),
     }
-}
-
-fn to_json(value: &impl Serialize) -> Result<String> {
-    let json = serde_json::to_string_pretty(value);
-    let json = json.map_err(|error| Error::write(Path::new("JSON"))(error.into()))?;
-    Ok(json + "\n")
 }
 
 /// Replaces the file in one step, so that nobody ever sees half a report. What is no plain file (a pipe, a terminal) is

@@ -140,7 +140,7 @@ fn encode_group(scheme: Scheme, weights: &[f32], words: &mut [u32], scales: &mut
 }
 
 /// The grid of an affine scheme.
-fn grid(scheme: Scheme) -> Grid {
+pub(super) fn grid(scheme: Scheme) -> Grid {
     match scheme {
         Scheme::Int8 => scale::INT8,
         Scheme::Int4Row => scale::INT4_ROW,
@@ -173,14 +173,14 @@ fn full_value(scheme: Scheme, code: u32) -> f32 {
 }
 
 /// The codes in a word, as unsigned bit patterns, lowest first.
-fn codes(scheme: Scheme, word: u32) -> impl Iterator<Item = u32> {
+pub(super) fn codes(scheme: Scheme, word: u32) -> impl Iterator<Item = u32> {
     let bits = scheme.bits();
     let mask = u32::MAX >> (32 - bits);
     (0..32 / bits).map(move |position| word >> (position * bits) & mask)
 }
 
 /// The weight that `code` stands for in a group with these scales.
-fn value(scheme: Scheme, code: u32, scales: &[f32]) -> f32 {
+pub(super) fn value(scheme: Scheme, code: u32, scales: &[f32]) -> f32 {
     match scheme {
         Scheme::F32 | Scheme::F16 | Scheme::Bf16 => full_value(scheme, code),
         Scheme::Int8 => as_f32((code << 24).cast_signed() >> 24) * scales[0],

@@ -1,5 +1,5 @@
-//! Schemes: how a weight matrix is stored and decoded, the host codec of each, and what a change of the weights does to
-//! the codes ([`change()`]).
+//! Schemes: how a weight matrix is stored and decoded, the host codec of each, what a change of the weights does to the
+//! codes ([`change()`]), and roundings that keep such a change ([`keep`](mod@keep), [`stochastic`](mod@stochastic)).
 //!
 //! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit. [`scale`]
 //! holds the rules of the affine schemes, [`table`] those of bitsandbytes' tables; their public constants
@@ -7,7 +7,10 @@
 
 mod change;
 mod codec;
+pub mod keep;
+mod ladder;
 pub mod scale;
+pub mod stochastic;
 pub mod table;
 
 use std::fmt;
@@ -17,6 +20,9 @@ use crate::error::{Error, Result};
 
 pub use change::{Change, Steps, change};
 pub use codec::{decode, encode};
+pub use keep::{Kept, KeptRow, keep};
+pub use ladder::neighbour;
+pub use stochastic::{Draw, stochastic};
 
 /// How the weights of one matrix are stored.
 ///

@@ -8,6 +8,7 @@ pub mod judgement;
 mod judgement_text;
 pub mod localize;
 mod memory;
+pub mod quantize;
 pub mod schema;
 mod table;
 
@@ -16,6 +17,7 @@ pub use compare::{Comparisons, compare_text};
 pub use html::report_html;
 pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
+pub use quantize::quantize_text;
 pub use schema::Report;
 pub use table::{Style, devices_text, report_text};
 

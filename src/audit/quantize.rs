@@ -1,0 +1,242 @@
+//! A checkpoint rounded to a scheme's values, and written so that others run it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::codes::{CodesPlan, compare_codes};
+use super::packing::Format;
+use crate::checkpoint::{Checkpoint, Draft, Kind, TensorWriter};
+use crate::error::Result;
+use crate::model::{Linear, check_tensors};
+use crate::quant::{Draw, KeptRow, Packed, Scheme, encode, keep, stochastic};
+
+/// Weights of each checkpoint that are held at a time (or 8 rows, if that is more).
+const BLOCK: usize = 1 << 21;
+
+/// Rows come in multiples of this, so that no block of a table scheme is cut: columns are multiples of 8.
+const ROWS: usize = 8;
+
+/// Above this survival in nearest rounding there is nothing to repair.
+pub const GOOD_ENOUGH: f64 = 0.95;
+
+/// A row is near its goal within this.
+const NEAR: f64 = 0.05;
+
+/// How codes are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rounding {
+    /// The nearest.
+    Nearest,
+    /// So that a share of the update survives ([`keep`](crate::quant::keep())).
+    Kept {
+        /// The checkpoint from which the update leads.
+        target: PathBuf,
+        /// What is to survive of it.
+        share: f32,
+    },
+    /// At random, by nearness ([`stochastic`](crate::quant::stochastic())).
+    Stochastic {
+        /// Of the numbers.
+        seed: u64,
+    },
+}
+
+/// What to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizePlan {
+    /// The checkpoint.
+    pub model: PathBuf,
+    /// A scheme that quantizes.
+    pub scheme: Scheme,
+    /// How.
+    pub rounding: Rounding,
+    /// How it is written.
+    pub format: Format,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// What was asked.
+    pub plan: QuantizePlan,
+    /// The matrices, in the order of their use.
+    pub tensors: Vec<QuantizedTensor>,
+    /// Names of the tensors that are as they were.
+    pub as_stored: Vec<String>,
+    /// Kept rounding was asked for, and nearest rounding was good enough and is what was written.
+    pub nothing_to_repair: bool,
+    /// Bytes read.
+    pub disk_bytes: u64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// One matrix.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QuantizedTensor {
+    /// Its name.
+    pub name: String,
+    /// Number of weights.
+    pub weights: u64,
+    /// Codes that are not the nearest.
+    pub moved: u64,
+    /// The update's sums, where a target was given.
+    pub update: Option<KeptRow>,
+    /// Rows with an update.
+    pub updated_rows: u64,
+    /// Those whose survival is within 0.05 of the goal.
+    pub near_rows: u64,
+}
+
+impl Quantized {
+    /// Over all matrices; the name is empty.
+    #[must_use]
+    pub fn total(&self) -> QuantizedTensor {
+        let mut total = QuantizedTensor::default();
+        for tensor in &self.tensors {
+            total.weights += tensor.weights;
+            total.moved += tensor.moved;
+            total.updated_rows += tensor.updated_rows;
+            total.near_rows += tensor.near_rows;
+            if let Some(update) = &tensor.update {
+                total.update.get_or_insert_default().merge(update);
+            }
+        }
+        total
+    }
+}
+
+/// Rounds every matrix of the layers and writes all into `draft`, tensor by tensor; the caller publishes it.
+///
+/// Dequantized, the matrices become F32, which holds a scheme's values exactly. `watch` is told how many of how many weights are done.
+///
+/// # Errors
+///
+/// If a checkpoint is missing, broken or not supported, the two are not of one architecture, or writing fails.
+pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u64)) -> Result<Quantized> {
+    let begun = Instant::now();
+    let model = Checkpoint::open(&plan.model)?;
+    check_tensors(&model)?;
+    let config = model.config();
+    let matrices: Vec<_> = (0..config.layers)
+        .flat_map(|layer| Linear::ALL.map(|linear| (linear.name(layer), linear.shape(config))))
+        .collect();
+    let is_matrix = |name: &str| matrices.iter().any(|(matrix, _)| matrix == name);
+    let names = model.tensors().names();
+    let as_stored: Vec<_> = names.into_iter().filter(|name| !is_matrix(name)).map(str::to_owned).collect();
+    let mut tensors = Vec::new();
+    for (name, shape) in &matrices {
+        plan.format.check(plan.scheme, shape[1])?;
+        tensors.extend(plan.format.tensors(name, plan.scheme, *shape));
+    }
+    let matrix_tensors = tensors.len();
+    for name in &as_stored {
+        let (dtype, shape) = model.tensors().describe(name)?;
+        tensors.push((name.clone(), Kind::Weights(dtype), shape.to_vec()));
+    }
+    let total: u64 = matrices.iter().map(|(_, [rows, cols])| (rows * cols) as u64).sum();
+
+    let (mut disk_bytes, mut nearest) = (0, None);
+    let (mut target, mut passes, mut before) = (None, 1, 0);
+    if let Rounding::Kept { target: path, .. } = &plan.rounding {
+        let codes = CodesPlan {
+            target: path.clone(),
+            unlearned: plan.model.clone(),
+            schemes: vec![plan.scheme],
+            quantize_head: false,
+        };
+        (passes, before) = (2, total);
+        let codes = compare_codes(codes, &mut |done, _| watch(done.min(total), 2 * total))?;
+        disk_bytes += codes.disk_bytes;
+        if codes.sum(0, |_| true).survival().is_none_or(|survival| survival > GOOD_ENOUGH) {
+            nearest = Some(codes);
+        } else {
+            target = Some(Checkpoint::open(path)?);
+        }
+    }
+
+    let mut writer = TensorWriter::create(draft.file("model.safetensors"), &tensors)?;
+    let mut done = before;
+    let mut found = Vec::with_capacity(matrices.len());
+    for (name, shape) in &matrices {
+        let [rows, cols] = *shape;
+        let mut tensor =
+            QuantizedTensor { name: name.clone(), weights: (rows * cols) as u64, ..Default::default() };
+        let mut scales = Vec::new();
+        let step = ROWS * (BLOCK / (ROWS * cols)).max(1);
+        for start in (0..rows).step_by(step) {
+            let range = start..(start + step).min(rows);
+            let read = |checkpoint: &Checkpoint| {
+                checkpoint.tensors().read_rows(name, shape, range.clone()).map(|tensor| tensor.to_f32())
+            };
+            let weights = read(&model)?;
+            let old = target.as_ref().map(read).transpose()?;
+            let first = (start * cols) as u64;
+            let packed = tensor.round(&plan, &weights, old.as_deref(), [range.len(), cols], first);
+            let (now, after) = plan.format.bytes(&packed);
+            writer.write(&now)?;
+            scales.extend(after);
+            done += weights.len() as u64;
+            watch(done, passes * total);
+        }
+        writer.write(&scales)?;
+        writer.write(&plan.format.end(*shape))?;
+        found.push(tensor);
+    }
+    if let Some(codes) = &nearest {
+        for (tensor, codes) in found.iter_mut().zip(&codes.tensors) {
+            let change = &codes.changes[0];
+            let (update, kept) = (change.update, change.kept);
+            tensor.update = Some(KeptRow { moved: 0, update, nearest: kept, kept });
+        }
+    }
+    for (name, _, shape) in &tensors[matrix_tensors..] {
+        let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product::<usize>());
+        let step = (BLOCK / cols.max(1)).max(1);
+        for start in (0..rows).step_by(step) {
+            let rows = start..(start + step).min(rows);
+            writer.write(&model.tensors().read_rows(name, shape, rows)?.bytes)?;
+        }
+    }
+    writer.finish()?;
+    draft.copy_from(&plan.model, plan.format.config(plan.scheme))?;
+    disk_bytes += model.tensors().bytes_read() + target.map_or(0, |target| target.tensors().bytes_read());
+    let (nothing_to_repair, seconds) = (nearest.is_some(), begun.elapsed().as_secs_f64());
+    Ok(Quantized { plan, tensors: found, as_stored, nothing_to_repair, disk_bytes, seconds })
+}
+
+impl QuantizedTensor {
+    /// Rounds some rows; `first` is the index of their first weight. Without a target, kept rounding is nearest.
+    fn round(
+        &mut self,
+        plan: &QuantizePlan,
+        weights: &[f32],
+        target: Option<&[f32]>,
+        [rows, cols]: [usize; 2],
+        first: u64,
+    ) -> Packed {
+        match (&plan.rounding, target) {
+            (Rounding::Kept { share, .. }, Some(target)) => {
+                let kept = keep(plan.scheme, target, weights, rows, cols, *share);
+                let update = self.update.get_or_insert_default();
+                for row in &kept.rows {
+                    update.merge(row);
+                    self.moved += row.moved;
+                    let survival = row.survival();
+                    self.updated_rows += u64::from(survival.is_some());
+                    let near =
+                        survival.is_some_and(|share_kept| (share_kept - f64::from(*share)).abs() <= NEAR);
+                    self.near_rows += u64::from(near);
+                }
+                kept.packed
+            }
+            (Rounding::Stochastic { seed }, _) => {
+                let draw = Draw::new(*seed, &self.name);
+                let (packed, moved) = stochastic(plan.scheme, weights, rows, cols, draw, first);
+                self.moved += moved;
+                packed
+            }
+            (Rounding::Nearest | Rounding::Kept { .. }, _) => encode(plan.scheme, weights, rows, cols),
+        }
+    }
+}

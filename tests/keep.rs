@@ -1,0 +1,226 @@
+//! Kept and stochastic rounding: against NumPy, against a plain sort, and what must hold on the demo's matrices.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use undertext::checkpoint::Checkpoint;
+use undertext::quant::{Draw, Kept, KeptRow, Packed, Scheme, decode, encode, keep, neighbour, stochastic};
+
+fn quantizing() -> impl Iterator<Item = Scheme> {
+    Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full())
+}
+
+fn open(name: &str) -> Checkpoint {
+    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/models").join(name)).unwrap()
+}
+
+/// Both checkpoints' layer matrices: target, unlearned, rows, columns.
+fn matrices(unlearned: &str) -> Vec<(Vec<f32>, Vec<f32>, usize, usize)> {
+    let (target, unlearned) = (open("target"), open(unlearned));
+    let names = target.tensors().names();
+    let projections = names.iter().filter(|name| name.ends_with("proj.weight"));
+    let read = |checkpoint: &Checkpoint, name: &str| {
+        let (_, shape) = checkpoint.tensors().describe(name).unwrap();
+        (checkpoint.tensors().read(name, shape).unwrap().to_f32(), shape.to_vec())
+    };
+    let pairs = projections.map(|name| {
+        let ((t, shape), (u, _)) = (read(&target, name), read(&unlearned, name));
+        (t, u, shape[0], shape[1])
+    });
+    pairs.collect()
+}
+
+/// `tests/golden/quant/kept.json`; the script beside it explains the fields.
+#[derive(Deserialize)]
+struct Golden {
+    pairs: Vec<Pair>,
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    name: String,
+    rows: usize,
+    cols: usize,
+    target: String,
+    unlearned: String,
+    /// By scheme, then by share.
+    kept: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+fn hex(text: &str, digits: usize) -> Vec<u32> {
+    let number = |digits| u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
+    text.as_bytes().chunks(digits).map(number).collect()
+}
+
+fn floats(text: &str) -> Vec<f32> {
+    hex(text, 8).into_iter().map(f32::from_bits).collect()
+}
+
+fn codes(packed: &Packed) -> Vec<u32> {
+    (0..packed.rows * packed.cols).map(|index| packed.code(index)).collect()
+}
+
+#[test]
+fn kept_codes_equal_numpy() {
+    let golden: Golden = serde_json::from_str(include_str!("golden/quant/kept.json")).unwrap();
+    let (mut compared, mut moved) = (0, 0);
+    for Pair { name, rows, cols, target, unlearned, kept } in golden.pairs {
+        let (t, u) = (floats(&target), floats(&unlearned));
+        for (scheme, shares) in kept {
+            let scheme: Scheme = scheme.parse().unwrap();
+            for (share, want) in shares {
+                let got = keep(scheme, &t, &u, rows, cols, share.parse().unwrap());
+                let want = hex(&want, scheme.bits() as usize / 4);
+                assert_eq!(codes(&got.packed), want, "{name} {scheme} at {share}");
+                compared += want.len();
+                moved += got.rows.iter().map(|row| row.moved).sum::<u64>();
+            }
+        }
+    }
+    assert!(compared > 10_000 && moved > 1000, "{moved} of {compared} moved");
+}
+
+/// Survival lands on the goal: over all matrices, and in nine rows of ten.
+#[test]
+fn survival_lands_on_the_goal() {
+    for model in ["npo_gdr", "ga_gdr"] {
+        let matrices = matrices(model);
+        for scheme in quantizing() {
+            for share in [0.3, 0.9, 1.0] {
+                // One step of int8 is too short to take half of an update back.
+                if scheme == Scheme::Int8 && share < 0.9 {
+                    continue;
+                }
+                let (mut all, mut weights) = (KeptRow::default(), 0);
+                let (mut rows, mut near) = (0_u32, 0_u32);
+                for (t, u, n, k) in &matrices {
+                    weights += t.len();
+                    for row in keep(scheme, t, u, *n, *k, share).rows {
+                        all.merge(&row);
+                        if let Some(survival) = row.survival() {
+                            rows += 1;
+                            near += u32::from((survival - f64::from(share)).abs() <= 0.05);
+                        }
+                    }
+                }
+                let survival = all.survival().unwrap();
+                let place = format!(
+                    "{model} {scheme} at {share}: nearest {:.3}, kept {survival:.4}; {:.2} % moved; {near} of {rows} rows near",
+                    all.nearest_survival().unwrap(),
+                    100.0 * all.moved as f64 / weights as f64
+                );
+                println!("{place}");
+                assert!((survival - f64::from(share)).abs() <= 0.01, "{place}");
+                assert!(f64::from(near) >= 0.9 * f64::from(rows), "{place}");
+            }
+        }
+    }
+}
+
+/// Codes move by one step or not at all, scales stay, a row without an update stays, blocks of rows leave no trace.
+#[test]
+fn kept_rounding_moves_single_steps() {
+    let matrices = matrices("npo_gdr");
+    let (t, mut u, n, k) = matrices.into_iter().nth(3).unwrap();
+    u[..k].copy_from_slice(&t[..k]);
+    for scheme in quantizing() {
+        let nearest = encode(scheme, &u, n, k);
+        let Kept { packed, rows } = keep(scheme, &t, &u, n, k, 0.9);
+        assert_eq!(packed.scales, nearest.scales, "{scheme}");
+        let mut moved = vec![0; n];
+        for index in 0..n * k {
+            let (old, new) = (nearest.code(index), packed.code(index));
+            if old != new {
+                moved[index / k] += 1;
+                let delta = u[index] - t[index];
+                let steps = [true, false].map(|up| neighbour(scheme, old, up));
+                assert!(delta != 0.0 && steps.contains(&Some(new)), "{scheme} {index}: {old} to {new}");
+            }
+        }
+        assert_eq!(moved, rows.iter().map(|row| row.moved).collect::<Vec<_>>(), "{scheme}");
+        assert_eq!((moved[0], rows[0].survival()), (0, None), "{scheme}");
+
+        let half = n / 2 * k;
+        let parts = [0..half, half..n * k].map(|range| {
+            let part = keep(scheme, &t[range.clone()], &u[range.clone()], range.len() / k, k, 0.9);
+            decode(&part.packed)
+        });
+        assert_eq!(parts.concat(), decode(&packed), "{scheme}");
+    }
+}
+
+#[test]
+fn neighbours_are_the_next_values() {
+    for scheme in quantizing() {
+        let weights: Vec<f32> = (0..64).map(|index| (index as f32 - 31.5) / 31.5).collect();
+        let mut packed = encode(scheme, &weights, 1, 64);
+        // Every code, at the same scale.
+        let count = 1_u32 << scheme.bits();
+        let value = |packed: &mut Packed, code: u32| {
+            packed.words[0] = code;
+            decode(packed)[0]
+        };
+        let unused =
+            |code: u32| scheme == Scheme::Int8 && code == 0x80 || scheme == Scheme::Fp4B64 && code == 8;
+        let mut ladder: Vec<_> =
+            (0..count).filter(|&code| !unused(code)).map(|code| (value(&mut packed, code), code)).collect();
+        ladder.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (place, &(_, code)) in ladder.iter().enumerate() {
+            let at = |place: Option<usize>| place.and_then(|place| ladder.get(place)).map(|step| step.1);
+            assert_eq!(neighbour(scheme, code, true), at(Some(place + 1)), "{scheme} {code}");
+            assert_eq!(neighbour(scheme, code, false), at(place.checked_sub(1)), "{scheme} {code}");
+        }
+    }
+    // -0 has the neighbours of 0.
+    assert_eq!([true, false].map(|up| neighbour(Scheme::Fp4B64, 8, up)), [Some(1), Some(9)]);
+}
+
+/// Right on average, to either neighbour only, the same for any cut into blocks, other codes for another seed or name.
+#[test]
+fn stochastic_rounding_is_right_on_average() {
+    let (_, u, n, k) = matrices("npo_gdr").into_iter().next().unwrap();
+    for scheme in quantizing() {
+        let draw = Draw::new(7, "a");
+        let (packed, moved) = stochastic(scheme, &u, n, k, draw, 0);
+        let nearest = encode(scheme, &u, n, k);
+        assert!(moved > 0 && packed.scales == nearest.scales, "{scheme}");
+        let (values, old) = (decode(&packed), decode(&nearest));
+        let (mut error, mut squares, mut differ) = (0.0, 0.0, 0);
+        for (index, ((&new, &old), &weight)) in values.iter().zip(&old).zip(&u).enumerate() {
+            differ += u64::from(new != old);
+            // What lies beyond the last value stays there.
+            if weight == old || neighbour(scheme, nearest.code(index), weight > old).is_some() {
+                let wrong = f64::from(new) - f64::from(weight);
+                (error, squares) = (error + wrong, squares + wrong * wrong);
+            }
+        }
+        // A sum of independent errors of mean 0; 4 standard deviations.
+        assert!(f64::abs(error) < 4.0 * f64::sqrt(squares), "{scheme}: {error} of {squares}");
+        assert_eq!(differ, moved, "{scheme}");
+
+        let half = n / 2 * k;
+        let parts = [0..half, half..n * k].map(|range| {
+            let rows = range.len() / k;
+            decode(&stochastic(scheme, &u[range.clone()], rows, k, draw, range.start as u64).0)
+        });
+        assert_eq!(parts.concat(), values, "{scheme}");
+        for other in [Draw::new(8, "a"), Draw::new(7, "b")] {
+            assert_ne!(stochastic(scheme, &u, n, k, other, 0).0, packed, "{scheme}");
+        }
+    }
+}
+
+/// The numbers are part of the format: the same on every machine, for ever.
+#[test]
+fn draws_are_fixed_and_even() {
+    let draw = Draw::new(1, "model.layers.0.mlp.up_proj.weight");
+    let mean = (0..1 << 16).map(|index| f64::from(draw.at(index))).sum::<f64>() / f64::from(1 << 16);
+    assert!((mean - 0.5).abs() < 4.0 * (1.0 / 12.0_f64).sqrt() / 256.0, "{mean}");
+    let bits: Vec<_> = [0, 1, 1 << 32].into_iter().map(|index| draw.at(index).to_bits()).collect();
+    assert_eq!(bits, FIRST_DRAWS, "{bits:x?}");
+}
+
+const FIRST_DRAWS: [u32; 3] = [0x3f29_8b49, 0x3d0d_02f0, 0x3f19_8c15];
