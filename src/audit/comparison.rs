@@ -189,7 +189,6 @@ impl Comparison {
 
     /// Each arm against the first.
     fn pairs(&self) -> Vec<Pair> {
-        // Alone, the reference is held against itself: there is something to report then too.
         (1..self.names.len()).map(|arm| Pair { reference: 0, arm }).collect()
     }
 

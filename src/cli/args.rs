@@ -117,8 +117,9 @@ Examples:
 Nearest rounding by default. With --keep-from a few codes move to the neighbouring value, so that of every matrix row's \
 update the share --keep outlives quantization; no training, no data. --stochastic is for those who no longer have the \
 target; it costs more. The layers' matrices are written as F32, the very values of the codes (half formats cannot hold \
-them), or packed with --format compressed-tensors; all other tensors as stored. undertext.json says what was done. Schemes: int8, int4 (= int4-g128), int4-g32, \
-int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
+them), or packed with --format compressed-tensors; all other tensors as stored. undertext.json says what was done.
+
+Schemes: int8, int4 (= int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Quantize(QuantizeArgs),
 
     /// Make the page of an audit's record: report.html of report.json
