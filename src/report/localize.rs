@@ -32,8 +32,11 @@ pub struct Localization {
     pub n: usize,
     /// The unlearned checkpoint quantized in parts, and what these are held against.
     pub variants: Vec<Variant>,
-    /// What must stay at full precision; `null` if quantizing all brings nothing back, or if blocks were not looked at.
+    /// What must stay at full precision.
     pub keep: Option<Keep>,
+    /// Why `keep` is `null`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_reason: Option<String>,
     /// How the last arms lay in the device's memory; empty for the CPU pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory: Vec<Memory>,
@@ -106,6 +109,7 @@ impl Localization {
             n: localized.rows.first().map_or(0, |row| row.log_probs.len()),
             variants: localized.rows.iter().map(Into::into).collect(),
             keep: localized.kept.as_ref().map(keep),
+            keep_reason: localized.kept.is_none().then(|| keep_reason(localized, plan.criteria.held_below)),
             memory: Vec::new(),
             kernels: BTreeMap::new(),
             counters: localized.counters.clone().into(),
@@ -117,6 +121,20 @@ impl Localization {
             (variant.kind.as_str(), variant.layer, variant.module.as_deref()) == (kind, layer, module)
         };
         self.variants.iter().find(same)
+    }
+}
+
+/// Why there are no blocks to keep.
+fn keep_reason(localized: &Localized, held_below: f64) -> String {
+    let all = localized.rows.iter().find(|row| row.part == Part::All).and_then(|row| row.recovery);
+    let looked = localized.rows.iter().any(|row| matches!(row.part, Part::Block(_)));
+    match all {
+        _ if !looked => "single blocks were not looked at".to_owned(),
+        None => "the quantized target has no more than the unlearned model".to_owned(),
+        Some(all) if all.ci95.map_or(all.value, |[_, high]| high) < held_below => {
+            format!("quantizing all of it brings less than {} back", percent(Some(held_below)))
+        }
+        Some(_) => format!("keeping all but one does not hold it below {}", percent(Some(held_below))),
     }
 }
 
@@ -191,12 +209,8 @@ fn write_text(text: &mut String, record: &Localization, style: Style) -> std::fm
         for (layer, modules) in by_layer {
             writeln!(text, " layers.{layer}  {}", modules.join(" "))?;
         }
-    } else if record
-        .variant("all", None, None)
-        .and_then(|all| all.recovery)
-        .is_some_and(|all| all.ci95.map_or(all.value, |[_, high]| high) < record.held_below)
-    {
-        writeln!(text, "\nQuantizing all of it brings less than {} back.", percent(Some(record.held_below)))?;
+    } else if let Some(reason) = &record.keep_reason {
+        writeln!(text, "\nNo blocks to keep: {reason}.")?;
     }
     Ok(())
 }
