@@ -244,6 +244,7 @@ fn a_failing_arm_leaves_the_report_of_the_others() {
     poison(&family, "ga");
     let output = undertext(&family, &format!("{AUDIT} --limit 1 --json report.json --html report.html"));
     one_line(&output, 3, &["ga", "NaN"]);
+    assert!(stderr(&output).contains("going on arm by arm"), "{}", stderr(&output));
     let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
     assert_eq!((&saved["complete"], saved["arms"].as_array().unwrap().len()), (&json!(false), 6));
     assert!(saved["stopped"].as_str().unwrap().contains("NaN"));

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use undertext::metrics::agreement::{Agreement, Estimate, Position, Spread};
+use undertext::metrics::agreement::{Agreement, Distribution, Position, Uncertain};
 use undertext::metrics::divergence::Divergence;
 use undertext::metrics::membership::{Corpus, auc, min_k, priv_leak};
 use undertext::metrics::recovery::{Arms, Recovery, share_of_target};
@@ -272,8 +272,8 @@ fn agreement_is_llama_cpps() {
             assert!((got - want).abs() <= EQUAL * (1.0 + want.abs()), "{key}: {got} {want}");
         }
     };
-    let both = |key: &str, Estimate { value, error }: Estimate| near(key, &[value, error]);
-    let spread = |key: &str, spread: &Spread| {
+    let both = |key: &str, Uncertain { value, error }: Uncertain| near(key, &[value, error]);
+    let spread = |key: &str, spread: &Distribution| {
         both(key, spread.mean);
         near(&format!("{key}_min_max"), &[spread.min, spread.max]);
         let quantiles: Vec<_> = spread.quantiles.iter().map(|(_, quantile)| quantile.value).collect();

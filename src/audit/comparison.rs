@@ -7,7 +7,8 @@ use super::plan::unique_names;
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Answered, Ask, Engine, Finished, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
-use crate::metrics::agreement::{Agreement, Position, estimate};
+use crate::metrics::agreement::{Agreement, Position, uncertain};
+use crate::metrics::divergence::Divergence;
 use crate::model::{Comparing, Counters, Detail, Lockstep, Pair, Source, check_tensors};
 use crate::quant::{Precision, Scheme};
 use crate::suite::Muse;
@@ -48,11 +49,11 @@ pub struct ComparisonPlan {
 
 /// Some of the tasks, which are reported together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Set {
+struct Set {
     /// "text", "forget" or "retain".
-    pub name: &'static str,
+    name: &'static str,
     /// Indices of its tasks.
-    pub tasks: Vec<usize>,
+    tasks: Vec<usize>,
 }
 
 /// Everything that is read before the weights.
@@ -79,7 +80,7 @@ pub struct SetFound {
 
 /// What was found.
 #[derive(Debug)]
-pub struct Compared {
+pub struct ComparisonFound {
     /// All tasks together, then the sets if there are several.
     pub sets: Vec<SetFound>,
     /// Positions in all.
@@ -98,7 +99,7 @@ pub struct ArmToken<'a> {
     /// Entropy, rank and likeliest tokens.
     pub detail: &'a Detail,
     /// Against the reference; none for the reference itself.
-    pub apart: Option<&'a crate::metrics::divergence::Divergence>,
+    pub apart: Option<&'a Divergence>,
 }
 
 impl Comparison {
@@ -209,7 +210,7 @@ impl Comparison {
     /// # Errors
     ///
     /// If the device fails or an arm's logits are not finite.
-    pub fn run(&self, model: impl Lockstep, tell: &mut dyn FnMut(usize)) -> Result<Compared> {
+    pub fn run(&self, model: impl Lockstep, tell: &mut dyn FnMut(usize)) -> Result<ComparisonFound> {
         let mut engine = Engine::new(self.names.clone(), model, Options::default());
         let pairs = self.pairs();
         let mut told = |finished: Finished<'_>| {
@@ -219,7 +220,7 @@ impl Comparison {
         let what = Comparing { pairs: &pairs, detailed: true };
         let mut apart = engine.compare(&self.tasks, what, &mut told)?;
         let answered = std::mem::take(&mut apart.arms).into_iter().collect::<Result<Vec<_>>>()?;
-        let mut compared = Compared {
+        let mut compared = ComparisonFound {
             sets: Vec::new(),
             positions: apart.pairs.first().map_or(0, |pair| pair.iter().map(Vec::len).sum()),
             counters: engine.counters(),
@@ -236,7 +237,7 @@ impl Comparison {
     /// Every position: its task, its place there, the token, and what each arm says of it.
     pub fn tokens<'a>(
         &'a self,
-        compared: &'a Compared,
+        compared: &'a ComparisonFound,
     ) -> impl Iterator<Item = (usize, usize, u32, Vec<ArmToken<'a>>)> + 'a {
         self.tasks.iter().enumerate().flat_map(move |(index, task)| {
             let from = match task.ask {
@@ -257,7 +258,7 @@ impl Comparison {
     }
 }
 
-impl Compared {
+impl ComparisonFound {
     fn of(&self, set: &Set, arms: usize) -> SetFound {
         let scored = |arm: usize, task: usize| match &self.answered[arm][task] {
             Observation::Scored { log_probs, details, .. } => (log_probs, details),
@@ -276,18 +277,17 @@ impl Compared {
             let details = set.tasks.iter().flat_map(|&task| scored(arm, task).1);
             let (entropies, ranks): (Vec<_>, Vec<_>) =
                 details.map(|detail| (detail.entropy, f64::from(detail.rank))).unzip();
-            [entropies, ranks].map(|values| estimate(&values).value)
+            [entropies, ranks].map(|values| uncertain(&values).value)
         };
         SetFound { name: set.name, arms: (1..arms).map(against).collect(), own: (0..arms).map(own).collect() }
     }
 }
 
 /// What a pair of arms said at one place.
-#[must_use]
-pub fn position(
+fn position(
     [reference_log_prob, log_prob]: [f32; 2],
     [reference, arm]: [&Detail; 2],
-    apart: crate::metrics::divergence::Divergence,
+    apart: Divergence,
 ) -> Position {
     let common = |k: usize| reference.top[..k].iter().filter(|token| arm.top[..k].contains(token)).count();
     Position {

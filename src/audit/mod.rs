@@ -29,7 +29,7 @@ mod verdict;
 mod weighted;
 
 pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
-pub use comparison::{ArmToken, Compared, Comparison, ComparisonPlan, Passages, Set, SetFound, position};
+pub use comparison::{ArmToken, Comparison, ComparisonFound, ComparisonPlan, Passages, SetFound};
 pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
 pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference, Truths};
 pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};

@@ -66,9 +66,9 @@ pub trait OpenArms {
         false
     }
 
-    /// Another parting, in which arms stand by themselves, so that one that cannot be opened does not take the others with
-    /// it; `None` if that is not to be had, or was.
-    fn separate(&mut self, _arms: Range<usize>) -> Option<Vec<Range<usize>>> {
+    /// Another parting after `error`, in which arms stand by themselves, so that one that cannot be opened does not take the
+    /// others with it; `None` if that is not to be had, or was.
+    fn separate(&mut self, _arms: Range<usize>, _error: &Error) -> Option<Vec<Range<usize>>> {
         None
     }
 }
@@ -213,7 +213,7 @@ impl Audit {
                     watch.smaller(&error);
                     groups = open.part(group.start..all.len(), halvings)?.into();
                 }
-                Err(error) => match open.separate(group.start..all.len()) {
+                Err(error) => match open.separate(group.start..all.len(), &error) {
                     Some(parted) => groups = parted.into(),
                     None => return Err(error),
                 },

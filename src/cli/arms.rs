@@ -161,9 +161,12 @@ impl OpenArms for &Arms<'_> {
         self.compared.get()
     }
 
-    fn separate(&mut self, arms: Range<usize>) -> Option<Vec<Range<usize>>> {
+    fn separate(&mut self, arms: Range<usize>, error: &Error) -> Option<Vec<Range<usize>>> {
         let together = self.budget.is_none() && self.may_part && self.compared.replace(false);
-        together.then(|| arms.map(|arm| arm..arm + 1).collect())
+        together.then(|| {
+            notice(&format!("{error}; going on arm by arm, without holding their logits against each other"));
+            arms.map(|arm| arm..arm + 1).collect()
+        })
     }
 }
 

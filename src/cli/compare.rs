@@ -12,7 +12,7 @@ use super::device::Device;
 use super::generate::split;
 use super::output::{Output, say};
 use super::progress::Progress;
-use crate::audit::{ArmToken, Compared, Comparison, ComparisonPlan, OpenArms, Passages};
+use crate::audit::{ArmToken, Comparison, ComparisonFound, ComparisonPlan, OpenArms, Passages};
 use crate::error::{Error, Result};
 use crate::report::{Comparisons, compare_text, counters_text};
 
@@ -114,7 +114,7 @@ fn write_tokens(
     path: &Path,
     lines: &mut impl Write,
     comparison: &Comparison,
-    compared: &Compared,
+    compared: &ComparisonFound,
 ) -> Result<()> {
     for (text, position, id, arms) in comparison.tokens(compared) {
         let token = comparison.tokenizer().decode(&[id])?;

@@ -25,7 +25,7 @@ pub struct Position {
 
 /// A figure and its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Estimate {
+pub struct Uncertain {
     /// The figure.
     pub value: f64,
     /// Its standard error; 0 of a single position.
@@ -34,15 +34,15 @@ pub struct Estimate {
 
 /// A distribution over positions.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Spread {
+pub struct Distribution {
     /// Mean.
-    pub mean: Estimate,
+    pub mean: Uncertain,
     /// Least.
     pub min: f64,
     /// Greatest.
     pub max: f64,
     /// Fraction in 0..=1 and its quantile, in the order asked for.
-    pub quantiles: Vec<(f64, Estimate)>,
+    pub quantiles: Vec<(f64, Uncertain)>,
 }
 
 /// An arm against a reference.
@@ -51,33 +51,33 @@ pub struct Agreement {
     /// How many.
     pub positions: usize,
     /// KL(reference || arm), nats.
-    pub kl: Spread,
+    pub kl: Distribution,
     /// KL(arm || reference), nats.
-    pub reverse_kl: Estimate,
+    pub reverse_kl: Uncertain,
     /// Nats.
-    pub jensen_shannon: Estimate,
+    pub jensen_shannon: Uncertain,
     /// In 0..=1.
-    pub total_variation: Estimate,
+    pub total_variation: Uncertain,
     /// Change of the given token's probability, arm less reference.
-    pub dp: Spread,
+    pub dp: Distribution,
     /// Root mean square of that.
-    pub rms_dp: Estimate,
+    pub rms_dp: Uncertain,
     /// Share of positions with the same likeliest token.
-    pub same_top: Estimate,
+    pub same_top: Uncertain,
     /// Mean share of the five likeliest tokens that are the same.
-    pub top5: Estimate,
+    pub top5: Uncertain,
     /// Mean share of the ten likeliest tokens that are the same.
-    pub top10: Estimate,
+    pub top10: Uncertain,
     /// exp of the mean negative log-probability of the given tokens, under the reference.
-    pub reference_ppl: Estimate,
+    pub reference_ppl: Uncertain,
     /// The same under the arm.
-    pub ppl: Estimate,
+    pub ppl: Uncertain,
     /// Their ratio; the error knows how the two go together.
-    pub ppl_ratio: Estimate,
+    pub ppl_ratio: Uncertain,
     /// Its natural logarithm: the difference of the mean negative log-probabilities.
-    pub log_ppl_ratio: Estimate,
+    pub log_ppl_ratio: Uncertain,
     /// Their difference.
-    pub ppl_difference: Estimate,
+    pub ppl_difference: Uncertain,
     /// Pearson correlation of the negative log-probabilities; `None` if one of them does not vary.
     pub nll_correlation: Option<f64>,
 }
@@ -98,20 +98,20 @@ impl Agreement {
         let of = |value: fn(&Position) -> f64| positions.iter().map(value).collect::<Vec<f64>>();
         let dp = of(|position| position.log_prob.exp() - position.reference_log_prob.exp());
         let squares: Vec<f64> = dp.iter().map(|dp| dp * dp).collect();
-        let square = estimate(&squares);
+        let square = uncertain(&squares);
         let rms = square.value.sqrt();
-        let rms_dp = Estimate { value: rms, error: if rms > 0.0 { 0.5 * square.error / rms } else { 0.0 } };
+        let rms_dp = Uncertain { value: rms, error: if rms > 0.0 { 0.5 * square.error / rms } else { 0.0 } };
 
         let (reference, arm) =
             (of(|position| -position.reference_log_prob), of(|position| -position.log_prob));
         let difference: Vec<f64> =
             arm.iter().zip(&reference).map(|(arm, reference)| arm - reference).collect();
-        let log_ppl_ratio = estimate(&difference);
+        let log_ppl_ratio = uncertain(&difference);
         let ratio = log_ppl_ratio.value.exp();
-        let (reference_nll, nll) = (estimate(&reference), estimate(&arm));
-        let ppl = |nll: Estimate| {
+        let (reference_nll, nll) = (uncertain(&reference), uncertain(&arm));
+        let ppl = |nll: Uncertain| {
             let value = nll.value.exp();
-            Estimate { value, error: value * nll.error }
+            Uncertain { value, error: value * nll.error }
         };
         let (reference_ppl, ppl) = (ppl(reference_nll), ppl(nll));
         // Of the means; twice the covariance is what the variance of the difference lacks.
@@ -122,17 +122,17 @@ impl Agreement {
         let deviations = reference_nll.error * nll.error;
         Some(Self {
             positions: positions.len(),
-            kl: spread(of(|position| position.apart.kl), &KL_QUANTILES),
-            reverse_kl: estimate(&of(|position| position.apart.reverse_kl)),
-            jensen_shannon: estimate(&of(|position| position.apart.jensen_shannon)),
-            total_variation: estimate(&of(|position| position.apart.total_variation)),
-            dp: spread(dp, &DP_QUANTILES),
+            kl: distribution(of(|position| position.apart.kl), &KL_QUANTILES),
+            reverse_kl: uncertain(&of(|position| position.apart.reverse_kl)),
+            jensen_shannon: uncertain(&of(|position| position.apart.jensen_shannon)),
+            total_variation: uncertain(&of(|position| position.apart.total_variation)),
+            dp: distribution(dp, &DP_QUANTILES),
             rms_dp,
-            same_top: estimate(&of(|position| f64::from(u8::from(position.same_top)))),
-            top5: estimate(&of(|position| position.top5 as f64 / 5.0)),
-            top10: estimate(&of(|position| position.top10 as f64 / 10.0)),
-            ppl_ratio: Estimate { value: ratio, error: ratio * log_ppl_ratio.error },
-            ppl_difference: Estimate {
+            same_top: uncertain(&of(|position| f64::from(u8::from(position.same_top)))),
+            top5: uncertain(&of(|position| position.top5 as f64 / 5.0)),
+            top10: uncertain(&of(|position| position.top10 as f64 / 10.0)),
+            ppl_ratio: Uncertain { value: ratio, error: ratio * log_ppl_ratio.error },
+            ppl_difference: Uncertain {
                 value: ppl.value - reference_ppl.value,
                 error: variance.max(0.0).sqrt(),
             },
@@ -146,24 +146,24 @@ impl Agreement {
 
 /// Mean and its standard error: the deviation over the square root of n - 1.
 #[must_use]
-pub fn estimate(values: &[f64]) -> Estimate {
+pub fn uncertain(values: &[f64]) -> Uncertain {
     let value = mean(values);
     let variance = mean(&values.iter().map(|other| (other - value).powi(2)).collect::<Vec<_>>());
     let error = if values.len() > 1 { (variance / (values.len() - 1) as f64).sqrt() } else { 0.0 };
-    Estimate { value, error }
+    Uncertain { value, error }
 }
 
-fn spread(mut values: Vec<f64>, fractions: &[f64]) -> Spread {
-    let mean = estimate(&values);
+fn distribution(mut values: Vec<f64>, fractions: &[f64]) -> Distribution {
+    let mean = uncertain(&values);
     values.sort_by(f64::total_cmp);
     let quantiles = fractions.iter().map(|&fraction| {
         // Woodruff (1952): the quantiles one standard error of the fraction to both sides.
         let error = (fraction * (1.0 - fraction) / values.len() as f64).sqrt();
         let [low, high] = [fraction - error, fraction + error].map(|at| quantile(&values, at));
-        (fraction, Estimate { value: quantile(&values, fraction), error: 0.5 * (high - low) })
+        (fraction, Uncertain { value: quantile(&values, fraction), error: 0.5 * (high - low) })
     });
     let (min, max) = (quantile(&values, 0.0), quantile(&values, 1.0));
-    Spread { mean, min, max, quantiles: quantiles.collect() }
+    Distribution { mean, min, max, quantiles: quantiles.collect() }
 }
 
 /// A quantile of ascending values, interpolated between neighbours; NaN without values.

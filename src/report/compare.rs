@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::schema::{Counters, Device, Memory, Program, VERSION};
 use super::table::{Style, add, rounded, table};
-use crate::audit::{Compared, Comparison, SetFound};
+use crate::audit::{Comparison, ComparisonFound, SetFound};
 use crate::gpu::DeviceInfo;
-use crate::metrics::agreement::{Agreement, Estimate, Spread};
+use crate::metrics::agreement::{self, Agreement, Uncertain};
 
 /// What `undertext compare --json` prints.
 ///
@@ -128,17 +128,17 @@ pub struct Distribution {
     pub quantiles: BTreeMap<String, Figure>,
 }
 
-impl From<Estimate> for Figure {
-    fn from(Estimate { value, error }: Estimate) -> Self {
+impl From<Uncertain> for Figure {
+    fn from(Uncertain { value, error }: Uncertain) -> Self {
         Self { value, se: error }
     }
 }
 
-impl From<&Spread> for Distribution {
-    fn from(spread: &Spread) -> Self {
+impl From<&agreement::Distribution> for Distribution {
+    fn from(found: &agreement::Distribution) -> Self {
         let quantiles =
-            spread.quantiles.iter().map(|(fraction, quantile)| (fraction.to_string(), (*quantile).into()));
-        Self { mean: spread.mean.into(), min: spread.min, max: spread.max, quantiles: quantiles.collect() }
+            found.quantiles.iter().map(|(fraction, quantile)| (fraction.to_string(), (*quantile).into()));
+        Self { mean: found.mean.into(), min: found.min, max: found.max, quantiles: quantiles.collect() }
     }
 }
 
@@ -176,7 +176,7 @@ impl Arm {
 impl Comparisons {
     /// The record, without what the device says of itself afterwards.
     #[must_use]
-    pub fn new(comparison: &Comparison, compared: &Compared, device: &DeviceInfo) -> Self {
+    pub fn new(comparison: &Comparison, compared: &ComparisonFound, device: &DeviceInfo) -> Self {
         let names = comparison.names();
         let arms = |set: &SetFound| -> Vec<Arm> {
             let each = names.iter().zip(comparison.schemes()).zip(&set.own).skip(1).zip(&set.arms);

@@ -96,7 +96,10 @@ impl Llama {
         detailed: bool,
     ) -> Result<()> {
         let states = self.scratch.states.reserve::<FoldState>(&self.gpu, ends.rows)?;
-        let details = self.scratch.details.reserve::<EntropyState>(&self.gpu, ends.rows)?;
+        let details = match detailed {
+            true => Some(self.scratch.details.reserve::<EntropyState>(&self.gpu, ends.rows)?),
+            false => None,
+        };
         let rows = ends.rows / ends.ends.len().max(1);
         let sums = self.scratch.sums.reserve::<DivergenceState>(&self.gpu, (sides.len() * rows).max(1))?;
         self.scratch.reserve_sides(&self.gpu, ends.ends.len())?;
@@ -124,8 +127,8 @@ impl Llama {
                         let [normed, logits] = &self.scratch.sides[index];
                         let head = head_of(&blocks, end.arms[0]);
                         Head::chunk(&mut commands, head, inputs, (first, n), [normed, logits]);
-                        if detailed {
-                            let own = part::<EntropyState>(&details, rows_of(index), wanted);
+                        if let Some(details) = &details {
+                            let own = part::<EntropyState>(details, rows_of(index), wanted);
                             let operands = EntropyOperands {
                                 logits,
                                 given: &inputs.given,
