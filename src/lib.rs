@@ -11,15 +11,15 @@
 //! | room | what it holds |
 //! |---|---|
 //! | [`error`] | typed errors, each with its exit code |
-//! | [`quant`] | schemes: how weights are stored; host encode and decode, the oracle of the GPU's; codes and survival between two checkpoints |
-//! | [`metrics`] | pure functions: ROUGE, membership, recovery, bootstrap, permutation tests |
+//! | [`quant`] | schemes: how weights are stored; host encode and decode, the oracle of the GPU's; codes and survival between two checkpoints; kept and stochastic rounding |
+//! | [`metrics`] | pure functions: ROUGE, membership, memorization, recovery, divergence, agreement, bootstrap, permutation tests |
 //! | [`checkpoint`] | what is on disk: config, tensors, tokenizer |
 //! | [`gpu`] | the only place that says `wgpu::Device`: device choice, buffers, shader linking |
 //! | [`kernels`] | one file a kernel: parameters, wrapper, f64 twin, cases |
 //! | [`model`] | the forward pass as a list of kernel calls, for many arms in lockstep, resident or streamed; the same pass on the CPU |
-//! | [`engine`] | tasks in, observations out: memory plan, passes, batching, paged cache, shared prefixes |
-//! | [`suite`] | MUSE: files to tasks, observations to metric values |
-//! | [`audit`] | plan to tasks to observations to findings to verdicts; two checkpoints' weights compared |
+//! | [`engine`] | tasks in, observations out: memory plan, passes, batching, paged cache, shared prefixes, arms held against each other |
+//! | [`suite`] | MUSE and plain text: files to tasks, observations to metric values |
+//! | [`audit`] | plan to tasks to observations to findings to verdicts; logits compared, recovery localized; two checkpoints' weights compared, rounded and written |
 //! | [`report`] | the result's schema, as tables, as JSON and as an HTML page |
 //! | [`cli`] | flags to a validated plan |
 //!
