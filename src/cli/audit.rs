@@ -1,20 +1,98 @@
 //! `undertext audit`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::args::{AuditArgs, MemoryArgs, ReportedArgs, TuneArgs};
+use clap::{Args, ValueEnum};
+
+use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
 use super::judge::JudgeArgs;
 use super::output::{Output, notice, say, write};
 use super::progress::Progress;
-use crate::audit::{ArmInfo, Audit, Findings, Plan, Request, Survival, Watch, measure_survival};
+use crate::audit::{
+    ArmInfo, Audit, Findings, Plan, Request, SeriesRequest, Survival, Watch, measure_survival,
+};
 use crate::engine::Options;
 use crate::error::{Error, Result};
+use crate::metrics::membership::Corpus;
+use crate::quant::Precision;
 use crate::report::{Report, Style, counters_text, report_html, report_text};
 
 /// Weights that one step of the progress stands for.
 const STEP: u64 = 1 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct AuditArgs {
+    /// The checkpoint that learned everything
+    #[arg(long, value_name = "DIR")]
+    target: PathBuf,
+
+    /// Checkpoints that were made to forget
+    #[arg(long, value_name = "DIR", num_args = 1.., required_unless_present = "series")]
+    unlearned: Vec<PathBuf>,
+
+    /// Unlearned checkpoints as steps of a series, such as how much was forgotten at once (MUSE's scalability) or how often
+    /// (sustainability): gives every metric against these values. May be repeated
+    #[arg(long, value_name = "NAME=DIR@VALUE,...")]
+    series: Vec<SeriesRequest>,
+
+    /// A checkpoint that never saw the forget set: PrivLeak's reference
+    #[arg(long, value_name = "DIR")]
+    retrain: Option<PathBuf>,
+
+    /// The questions, in MUSE's layout
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// Precisions to compare
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "fp16,int8,int4-g128")]
+    precision: Vec<Precision>,
+
+    /// Use only the first N examples of each question set
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+
+    /// Quantize the output head too (by default it stays as stored, like embeddings and norms)
+    #[arg(long)]
+    quantize_head: bool,
+
+    /// A directory whose tokenizer.json serves all checkpoints
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+
+    /// Compare PrivLeak with the published AUC of this MUSE corpus' retrained model
+    #[arg(long, value_enum)]
+    corpus: Option<CorpusName>,
+
+    #[command(flatten)]
+    judge: JudgeArgs,
+
+    #[command(flatten)]
+    tune: TuneArgs,
+
+    #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
+    reported: ReportedArgs,
+}
+
+/// A corpus of MUSE.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum CorpusName {
+    News,
+    Books,
+}
+
+impl From<CorpusName> for Corpus {
+    fn from(name: CorpusName) -> Self {
+        match name {
+            CorpusName::News => Self::News,
+            CorpusName::Books => Self::Books,
+        }
+    }
+}
 
 /// Runs the audit that the flags describe.
 pub(super) fn run(args: AuditArgs) -> Result<()> {

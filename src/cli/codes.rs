@@ -1,6 +1,9 @@
 //! `undertext codes`.
 
-use super::args::CodesArgs;
+use std::path::PathBuf;
+
+use clap::Args;
+
 use super::output::Output;
 use super::progress::Progress;
 use crate::audit::{CodesPlan, compare_codes};
@@ -10,6 +13,36 @@ use crate::report::{codes::Codes, codes_text};
 
 /// Weights that one step of the progress stands for.
 const STEP: u64 = 1 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct CodesArgs {
+    /// The checkpoint that learned everything
+    #[arg(value_name = "TARGET")]
+    target: PathBuf,
+
+    /// The checkpoint that was made to forget, of the same architecture
+    #[arg(value_name = "UNLEARNED")]
+    unlearned: PathBuf,
+
+    /// Schemes to look at
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = scheme,
+        default_value = "int8,int4-g32,int4-g128,int4-row,fp4-b64,nf4-b64"
+    )]
+    schemes: Vec<Scheme>,
+
+    /// Count the output head among the quantized matrices (by default it stays as stored)
+    #[arg(long)]
+    quantize_head: bool,
+
+    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
+    json: Option<Option<PathBuf>>,
+}
 
 /// Compares the two checkpoints.
 pub(super) fn run(args: CodesArgs) -> Result<()> {

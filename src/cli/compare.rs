@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::args::CompareArgs;
+use clap::Args;
+
+use super::args::{Common, MemoryArgs, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
 use super::generate::split;
@@ -15,6 +17,55 @@ use super::progress::Progress;
 use crate::audit::{ArmToken, Comparison, ComparisonFound, ComparisonPlan, OpenArms, Passages};
 use crate::error::{Error, Result};
 use crate::report::{Comparisons, compare_text, counters_text};
+
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// Checkpoint directories, with a precision after `@` to quantize one; the first is what the others are held against
+    #[arg(value_name = "DIR[@PRECISION]", num_args = 2.., required = true)]
+    arms: Vec<PathBuf>,
+
+    /// A text to compare on
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    text: Option<PathBuf>,
+
+    /// A MUSE corpus whose true answers to compare on
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["window", "stride", "second_half"])]
+    data: Option<PathBuf>,
+
+    /// Use only the first N examples of each list of the corpus
+    #[arg(long, value_name = "N", requires = "data")]
+    limit: Option<usize>,
+
+    /// Tokens in a window of the text [default: the context, at most 2048; 512 with --second-half]
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+
+    /// Tokens from the beginning of one window to the next; what an earlier window scored is then only context
+    /// [default: the window]
+    #[arg(long, value_name = "N", conflicts_with = "second_half")]
+    stride: Option<usize>,
+
+    /// llama.cpp's windows: side by side, BOS first, the second half of each scored
+    #[arg(long)]
+    second_half: bool,
+
+    /// Write what each arm says of each token, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    per_token: Option<PathBuf>,
+
+    /// Quantize the output head too
+    #[arg(long)]
+    quantize_head: bool,
+
+    #[command(flatten)]
+    tune: TuneArgs,
+
+    #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
+    common: Common,
+}
 
 /// Compares the arms.
 pub(super) fn run(args: CompareArgs) -> Result<()> {

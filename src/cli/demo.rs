@@ -4,8 +4,11 @@ use std::path::Path;
 
 use include_dir::{Dir, include_dir};
 
-use super::args::DemoArgs;
+use clap::Args;
+
+use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
 use super::audit::execute;
+use super::judge::JudgeArgs;
 use crate::audit::{Plan, Request};
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Scheme};
@@ -26,6 +29,25 @@ rows only. control_fp32: npo_gdr's loss with larger updates to fp32 weights. ret
 Every model answers the same questions as stored, in int8 and in int4. Does the forgotten come back?
 
 ";
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Use only the first N examples of each question set
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+
+    #[command(flatten)]
+    judge: JudgeArgs,
+
+    #[command(flatten)]
+    tune: TuneArgs,
+
+    #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
+    reported: ReportedArgs,
+}
 
 /// Unpacks the family and audits it.
 pub(super) fn run(args: &DemoArgs) -> Result<()> {

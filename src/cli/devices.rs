@@ -1,11 +1,19 @@
 //! `undertext devices`.
 
-use super::args::DevicesArgs;
+use clap::Args;
+
+use super::args::Common;
 use super::device::Device;
 use super::output::{Output, notice};
 use crate::error::Result;
 use crate::gpu::{self, Tuning};
 use crate::report::{devices_text, schema};
+
+#[derive(Debug, Args)]
+pub(super) struct DevicesArgs {
+    #[command(flatten)]
+    common: Common,
+}
 
 /// Lists the adapters, or the one that `--device` means.
 pub(super) fn run(args: &DevicesArgs) -> Result<()> {

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::args::GenerateArgs;
+use clap::Args;
+
+use super::args::{Common, MemoryArgs, TuneArgs};
 use super::arms::open_one;
 use super::device::Device;
 use super::output::{Output, notice, say};
@@ -13,6 +15,35 @@ use crate::error::{Error, Result};
 use crate::model::{Source, check_tensors, stored_scheme};
 use crate::quant::Precision;
 use crate::report::{counters_text, schema};
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// A checkpoint directory, with a precision after `@` to quantize it
+    // Optional for clap alone: in `--json DIR` the directory would be taken for the flag's FILE.
+    #[arg(value_name = "DIR[@PRECISION]", required_unless_present = "json")]
+    model: Option<PathBuf>,
+
+    /// The text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+
+    /// Stop after this many new tokens
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_new_tokens: usize,
+
+    /// Quantize the output head too
+    #[arg(long)]
+    quantize_head: bool,
+
+    #[command(flatten)]
+    tune: TuneArgs,
+
+    #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
+    common: Common,
+}
 
 /// Continues the prompt.
 pub(super) fn run(args: GenerateArgs) -> Result<()> {

@@ -1,15 +1,68 @@
 //! `undertext localize`.
 
-use super::args::{LocalizeArgs, MemoryArgs};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::{Common, MemoryArgs, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
 use super::output::{Output, say};
 use super::progress::Progress;
-use crate::audit::{Criteria, Localize, LocalizePlan, OpenArms, OpenSources};
+use crate::audit::{By, Criteria, Localize, LocalizePlan, OpenArms, OpenSources};
 use crate::engine::Needs;
 use crate::error::Result;
 use crate::model::{Lockstep, Source};
+use crate::quant::Precision;
 use crate::report::{Localization, counters_text, localize_text, schema};
+
+#[derive(Debug, Args)]
+pub(super) struct LocalizeArgs {
+    /// The checkpoint that learned everything
+    #[arg(long, value_name = "DIR")]
+    target: PathBuf,
+
+    /// The checkpoint that was made to forget
+    #[arg(long, value_name = "DIR")]
+    unlearned: PathBuf,
+
+    /// The questions, in MUSE's layout
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// What parts are quantized to
+    #[arg(long, value_name = "PRECISION", default_value = "int4-g128")]
+    precision: Precision,
+
+    /// How the model is taken apart: block (a matrix of a layer), layer, module (a kind of matrix), prefix (the first layers)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "block,layer,module,prefix")]
+    by: Vec<By>,
+
+    /// Use only the first N examples of each question set
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+
+    /// A recovery whose 95 % interval lies below this is none
+    #[arg(long, value_name = "SHARE", default_value_t = Criteria::default().held_below)]
+    held_below: f64,
+
+    /// Resamples behind every interval
+    #[arg(long, value_name = "N", default_value_t = Criteria::default().resamples)]
+    resamples: usize,
+
+    /// Seed of the resamples
+    #[arg(long, value_name = "N", default_value_t = Criteria::default().seed)]
+    seed: u64,
+
+    #[command(flatten)]
+    tune: TuneArgs,
+
+    #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
+    common: Common,
+}
 
 /// Takes the unlearned checkpoint apart.
 pub(super) fn run(args: LocalizeArgs) -> Result<()> {

@@ -1,9 +1,12 @@
 //! `undertext quantize`.
 
-use super::args::QuantizeArgs;
+use std::path::PathBuf;
+
+use clap::Args;
+
 use super::output::Output;
 use super::progress::Progress;
-use crate::audit::{QuantizePlan, Rounding, quantize};
+use crate::audit::{Format, QuantizePlan, Rounding, quantize};
 use crate::checkpoint::Draft;
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Scheme};
@@ -12,6 +15,48 @@ use crate::report::quantize_text;
 
 /// Weights that one step of the progress stands for.
 const STEP: u64 = 1 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct QuantizeArgs {
+    /// The checkpoint to quantize
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+
+    /// What to quantize to
+    #[arg(long, value_name = "SCHEME", value_parser = scheme)]
+    scheme: Scheme,
+
+    /// The checkpoint that MODEL was made from: round so that the update from it survives
+    #[arg(long, value_name = "TARGET", conflicts_with = "stochastic")]
+    keep_from: Option<PathBuf>,
+
+    /// Share of the update that is to survive, 0 to 1
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.9,
+        requires = "keep_from",
+        value_parser = share
+    )]
+    keep: f32,
+
+    /// Round up or down at random, by nearness, with this seed
+    #[arg(long, value_name = "SEED")]
+    stochastic: Option<u64>,
+
+    /// dequantized (what codes stand for) or compressed-tensors (codes and scales; int8 and int4-gN)
+    #[arg(long, value_name = "FORMAT", default_value = "dequantized")]
+    format: Format,
+
+    /// A directory that is empty or not there yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
+    json: Option<Option<PathBuf>>,
+}
 
 /// Writes the quantized checkpoint.
 pub(super) fn run(args: QuantizeArgs) -> Result<()> {

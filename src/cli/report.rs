@@ -1,13 +1,25 @@
 //! `undertext report`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::args::ReportArgs;
+use clap::Args;
+
 use super::output::{Output, print, write};
 use crate::error::{Error, Result};
 use crate::report::{Report, report_html, schema};
+
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote
+    #[arg(value_name = "REPORT.JSON")]
+    record: PathBuf,
+
+    /// Where the page goes [default: beside the record, with the extension html]
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
 
 /// Makes the page of a record and says where it is.
 pub(super) fn run(args: ReportArgs) -> Result<()> {
