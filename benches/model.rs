@@ -28,7 +28,7 @@ const NEW: usize = 16;
 const SEQUENCES: [usize; 2] = [1, 16];
 
 const PRECISIONS: [Precision; 3] =
-    [Precision::Full, Precision::Quantized(Scheme::Int8), Precision::Quantized(Scheme::Int4 { group: 128 })];
+    [Precision::Full, Precision::nearest(Scheme::Int8), Precision::Quantized(Scheme::Int4 { group: 128 })];
 
 /// A model at a precision, and how long it takes: the one place that knows how a model is run.
 struct Subject {
@@ -103,7 +103,7 @@ pub(crate) fn bench(criterion: &mut Criterion, gpu: &Arc<Gpu>, roofline: &Roofli
         let config = Checkpoint::open(path).expect("a checkpoint").config().clone();
         let weights = Weights::of(&config, precision);
 
-        let label = format!("{}/prefill t={PROMPT}", precision.name());
+        let label = format!("{}/prefill t={PROMPT}", precision);
         let samples = Samples::default();
         group.throughput(Throughput::Elements(PROMPT as u64));
         group.bench_function(BenchmarkId::from_parameter(&label), |bencher| {
@@ -116,7 +116,7 @@ pub(crate) fn bench(criterion: &mut Criterion, gpu: &Arc<Gpu>, roofline: &Roofli
         table.add(&label, weights.load(PROMPT, 1, 1), Some((PROMPT as f64, "tokens/s")), &samples);
 
         for sequences in SEQUENCES {
-            let label = format!("{}/decode s={sequences}", precision.name());
+            let label = format!("{}/decode s={sequences}", precision);
             let samples = Samples::default();
             let tokens = sequences * NEW;
             group.throughput(Throughput::Elements(tokens as u64));

@@ -16,8 +16,8 @@ use undertext::{Error, Result};
 
 use crate::family::{ANSWER, EOS, Family, word};
 
-const INT8: Precision = Precision::Quantized(Scheme::Int8);
-const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 128 });
+const INT8: Precision = Precision::nearest(Scheme::Int8);
+const INT4: Precision = Precision::nearest(Scheme::Int4 { group: 128 });
 
 /// A model that says one word and ends, and finds each token as likely as the script says.
 #[derive(Clone)]

@@ -17,8 +17,8 @@ use crate::adapters;
 use crate::reference::{CONFIG, Weights, checkpoint, tasks, tokens, weights, whole};
 use crate::support::{SmallRoom, layout, source, streamed};
 
-const INT8: Precision = Precision::Quantized(Scheme::Int8);
-const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 32 });
+const INT8: Precision = Precision::nearest(Scheme::Int8);
+const INT4: Precision = Precision::nearest(Scheme::Int4 { group: 32 });
 
 /// More than one chunk of the vocabulary, the last one short.
 const VOCAB: usize = FOLD_CHUNK + 300;

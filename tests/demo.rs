@@ -35,7 +35,7 @@ fn golden(generations: &Value, model: &str, scheme: &str, metric: &str) -> Vec<V
 fn answers_are_those_of_transformers_on_every_device() {
     let text = std::fs::read(demo("train/measured_generations.json")).unwrap();
     let generations: Value = serde_json::from_slice(&text).unwrap();
-    let int4 = Precision::Quantized(Scheme::Int4 { group: 128 });
+    let int4 = Precision::nearest(Scheme::Int4 { group: 128 });
     for (model, precision, scheme) in
         [("npo_gdr", Precision::Full, "f16"), ("npo_gdr", int4, "int4-g128"), ("sure", int4, "int4-g128")]
     {
@@ -88,7 +88,7 @@ fn answers_are_those_of_transformers_on_every_device() {
 /// What the verdicts are made of, from the answers of transformers to all questions.
 #[test]
 fn small_updates_are_resurrected_and_large_ones_held() {
-    const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 128 });
+    const INT4: Precision = Precision::nearest(Scheme::Int4 { group: 128 });
     let text = std::fs::read(demo("train/measured_generations.json")).unwrap();
     let generations: Value = serde_json::from_slice(&text).unwrap();
     let checkpoint = Checkpoint::open(&demo("models/target")).unwrap();

@@ -13,7 +13,7 @@ use crate::support::{SmallRoom, llama, observe_all};
 
 fn every_precision() -> impl Iterator<Item = Precision> {
     let quantizing = Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full());
-    [Precision::Full].into_iter().chain(quantizing.map(Precision::Quantized))
+    [Precision::Full].into_iter().chain(quantizing.map(Precision::nearest))
 }
 
 /// The largest |difference| as a share of the range of `want`.
@@ -62,7 +62,7 @@ fn observe<L: Lockstep>(model: L, share_prefixes: bool, tasks: &[Task]) -> Vec<O
 #[test]
 fn observations_are_bit_identical_in_any_batch() {
     let (_dir, checkpoint) = checkpoint(CONFIG, &weights());
-    let precision = Precision::Quantized(Scheme::Int4 { group: 32 });
+    let precision = Precision::nearest(Scheme::Int4 { group: 32 });
     let tasks = tasks();
     for gpu in adapters::all() {
         let load = || llama(gpu, &checkpoint, precision, false, 1024);

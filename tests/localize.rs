@@ -16,7 +16,7 @@ use crate::adapters;
 use crate::reference::{CONFIG, checkpoint, tasks, weights};
 use crate::support::{layout, observe_all, source, streamed};
 
-const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 128 });
+const INT4: Precision = Precision::nearest(Scheme::Int4 { group: 128 });
 
 fn demo(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(name)
@@ -66,7 +66,7 @@ fn parts_in_lockstep_answer_as_each_alone() {
     let only = |names: &[&str]| {
         let names: BTreeSet<String> =
             names.iter().map(|name| format!("model.layers.{name}.weight")).collect();
-        let precision = Precision::Quantized(Scheme::Int4 { group: 32 });
+        let precision = Precision::nearest(Scheme::Int4 { group: 32 });
         Source { only: Some(Arc::new(names)), ..Source::new(&checkpoint, precision) }
     };
     let sources = [
@@ -75,7 +75,7 @@ fn parts_in_lockstep_answer_as_each_alone() {
         only(&["0.mlp.gate_proj", "1.self_attn.o_proj"]),
         only(&[]),
         only(&["1.mlp.down_proj"]),
-        source(&checkpoint, Precision::Quantized(Scheme::Int4 { group: 32 })),
+        source(&checkpoint, Precision::nearest(Scheme::Int4 { group: 32 })),
     ];
     for gpu in adapters::all() {
         let name = adapters::name(gpu);

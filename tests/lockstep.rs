@@ -15,8 +15,8 @@ use crate::adapters;
 use crate::reference::{CONFIG, Weights, checkpoint, tasks, tokens, weights, whole};
 use crate::support::{SmallRoom, layout, llama, observe_all, source, streamed};
 
-const INT8: Precision = Precision::Quantized(Scheme::Int8);
-const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 32 });
+const INT8: Precision = Precision::nearest(Scheme::Int8);
+const INT4: Precision = Precision::nearest(Scheme::Int4 { group: 32 });
 
 /// What plans are made with here.
 fn given(halvings: u32) -> Given {

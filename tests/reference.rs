@@ -237,7 +237,7 @@ fn a_quantized_arm_is_the_full_one_on_decoded_weights() {
                     *values = quant::decode(&quant::encode(scheme, values, shape[0], shape[1]));
                 }
             }
-            let precision = Precision::Quantized(scheme);
+            let precision = Precision::nearest(scheme);
             let got = reference(CONFIG, &weights(), precision, quantize_head).logits(&batch).unwrap();
             let want = reference(CONFIG, &decoded, Precision::Full, false).logits(&batch).unwrap();
             assert_eq!(bits(&got), bits(&want), "{scheme}, head {quantize_head}");
@@ -258,12 +258,12 @@ fn a_tied_head_is_quantized_apart_from_the_embedding() {
         bits(&reference(config, weights, precision, head).logits(&batch).unwrap())
     };
     let without: Weights = own.iter().filter(|(name, ..)| name != "lm_head.weight").cloned().collect();
-    for precision in [Precision::Full, Precision::Quantized(Scheme::Int8)] {
+    for precision in [Precision::Full, Precision::nearest(Scheme::Int8)] {
         for head in [false, true] {
             assert_eq!(logits(&tied, &without, precision, head), logits(CONFIG, &own, precision, head));
         }
     }
-    let int8 = Precision::Quantized(Scheme::Int8);
+    let int8 = Precision::nearest(Scheme::Int8);
     assert_ne!(logits(&tied, &without, int8, false), logits(&tied, &without, int8, true));
 }
 
@@ -317,7 +317,7 @@ fn keys_and_values_are_kept_in_f16_if_asked() {
 #[test]
 fn a_batch_does_not_depend_on_the_threads() {
     let batch = whole(&tokens(9, 75));
-    for precision in [Precision::Full, Precision::Quantized(Scheme::Int4 { group: 32 })] {
+    for precision in [Precision::Full, Precision::nearest(Scheme::Int4 { group: 32 })] {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

@@ -11,8 +11,8 @@ use undertext::quant::{Precision, Scheme};
 use undertext::report::{Report, Style, report_text};
 use undertext::suite::muse::Truth;
 
-const INT8: Precision = Precision::Quantized(Scheme::Int8);
-const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 128 });
+const INT8: Precision = Precision::nearest(Scheme::Int8);
+const INT4: Precision = Precision::nearest(Scheme::Int4 { group: 128 });
 
 /// KnowMem on the forget set at full precision, int8 and int4: target, npo, sure, retrain.
 const KNOWMEM: [[f64; 3]; 4] = [[100.0, 98.0, 90.0], [20.0, 20.0, 84.0], [16.0, 15.0, 18.0], [8.0, 8.0, 8.0]];

@@ -7,7 +7,7 @@ use undertext::metrics::Measured;
 use undertext::model::Counters;
 use undertext::quant::{Precision, Scheme};
 
-const INT4: Precision = Precision::Quantized(Scheme::Int4 { group: 128 });
+const INT4: Precision = Precision::nearest(Scheme::Int4 { group: 128 });
 
 /// VerbMem, KnowMem and KnowMem retain of an arm, 0..=1.
 type Scores = [f64; 3];

@@ -104,7 +104,10 @@ pub struct FourWay {
 
 /// The pairs that the picture takes among `arms`.
 pub(super) fn pairs(plan: &Plan, arms: &[Arm]) -> Vec<Pair> {
-    let place = |model: usize, precision: Precision| arms.iter().position(|arm| *arm == (model, precision));
+    let place = |model: usize, precision: Precision| {
+        let wanted = (model, plan.precision_of(model, precision));
+        arms.iter().position(|arm| *arm == wanted)
+    };
     let mut pairs = Vec::new();
     for (arm, &(model, precision)) in arms.iter().enumerate() {
         // The target at the same precision, then the model itself at full precision.
@@ -165,11 +168,12 @@ pub fn four_way(findings: &Findings) -> Vec<FourWay> {
         for arm in findings.quantized_unlearned() {
             let (unlearned, precision) = (arm.model, arm.precision);
             let full = Precision::Full;
+            let target = (Plan::TARGET, findings.plan.precision_of(Plan::TARGET, precision));
             let four = (
                 of((Plan::TARGET, full), (unlearned, full)),
-                of((Plan::TARGET, precision), (unlearned, precision)),
+                of(target, (unlearned, precision)),
                 of((unlearned, full), (unlearned, precision)),
-                of((Plan::TARGET, full), (Plan::TARGET, precision)),
+                of((Plan::TARGET, full), target),
             );
             let (Some(at_full), Some(quantized), Some(own), Some(target)) = four else { continue };
             let [at_full, quantized, own, target] =

@@ -209,10 +209,17 @@ impl Findings {
         &self.plan.models[arm.model]
     }
 
-    /// The arm of a model at a precision, if it was measured.
+    /// The arm of a model at a precision, or what is run in its place ([`Plan::precision_of`]), if it was measured.
     #[must_use]
     pub fn arm(&self, model: usize, precision: Precision) -> Option<&ArmResult> {
-        self.arms.iter().find(|arm| arm.model == model && arm.precision == precision)
+        self.place(model, precision).map(|place| &self.arms[place])
+    }
+
+    /// The place of [`Self::arm`] in [`Self::arms`].
+    #[must_use]
+    pub fn place(&self, model: usize, precision: Precision) -> Option<usize> {
+        let precision = self.plan.precision_of(model, precision);
+        self.arms.iter().position(|arm| arm.model == model && arm.precision == precision)
     }
 
     /// The measured unlearned arms below full precision.
@@ -225,7 +232,7 @@ impl Findings {
     /// Whether every arm of the plan was measured.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.arms.len() == self.plan.models.len() * self.plan.precisions.len()
+        self.arms.len() == self.plan.arms().count()
     }
 
     /// PrivLeak of an arm, the main one first: against the retrained model at full precision if the plan has one,

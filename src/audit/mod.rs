@@ -35,7 +35,7 @@ pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Refere
 pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
-pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, Rounding, quantize};
+pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, quantize};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};

@@ -8,7 +8,7 @@ use super::series::{Series, SeriesRequest, resolve};
 use super::verdict::Criteria;
 use crate::error::{Error, Result};
 use crate::metrics::membership::Corpus;
-use crate::quant::Precision;
+use crate::quant::{Precision, Rounding, Share};
 
 /// What a checkpoint is in an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,10 @@ pub struct Request {
     pub corpus: Option<Corpus>,
     /// Unlearned checkpoints that are steps of a series; those that are not in [`Self::unlearned`] are added to it.
     pub series: Vec<SeriesRequest>,
+    /// Shares of the update that kept rounding is to keep, each in an arm of its own beside every 4-bit precision.
+    pub doses: Vec<Share>,
+    /// Whether the smallest of them that forgets as the model at full precision does is looked for.
+    pub choose_dose: bool,
     /// How figures are judged.
     pub criteria: Criteria,
 }
@@ -82,8 +86,11 @@ pub struct Request {
 pub struct Plan {
     /// Target, unlearned, retrain; names are unique.
     pub models: Vec<Model>,
-    /// Full precision first, no precision twice.
+    /// Full precision first, no precision twice. Roundings other than the nearest come after it, and are for unlearned
+    /// models only ([`Self::arms`]).
     pub precisions: Vec<Precision>,
+    /// Whether the smallest dose that forgets as the model at full precision does is looked for.
+    pub choose_dose: bool,
     /// The data directory.
     pub data: PathBuf,
     /// Most examples of each question set.
@@ -123,6 +130,8 @@ impl Plan {
             tokenizer,
             corpus,
             series,
+            doses,
+            choose_dose,
             criteria,
         } = request;
         criteria.check()?;
@@ -163,9 +172,11 @@ impl Plan {
         let models = roles.into_iter().zip(paths).zip(names);
         let models = models.map(|((role, path), name)| Model { name, role, path }).collect();
         let precisions = full_first(&precisions, &mut notices);
+        let precisions = with_doses(precisions, &doses, &mut notices)?;
         Ok(Self {
             models,
             precisions,
+            choose_dose: choose_dose && !doses.is_empty(),
             data,
             limit,
             quantize_head,
@@ -179,6 +190,27 @@ impl Plan {
 
     /// Index of the target in [`Self::models`].
     pub const TARGET: usize = 0;
+
+    /// Model and precision of every arm, by model, then by precision. Models that have no update to keep are not run in
+    /// roundings that would keep one.
+    pub fn arms(&self) -> impl Iterator<Item = (usize, Precision)> + '_ {
+        let has = |model: usize, precision: Precision| self.precision_of(model, precision) == precision;
+        (0..self.models.len()).flat_map(move |model| {
+            let precisions = self.precisions.iter().copied();
+            precisions
+                .filter(move |&precision| has(model, precision))
+                .map(move |precision| (model, precision))
+        })
+    }
+
+    /// At what a model is run where others are at `precision`.
+    #[must_use]
+    pub fn precision_of(&self, model: usize, precision: Precision) -> Precision {
+        match self.models[model].role {
+            Role::Unlearned => precision,
+            Role::Target | Role::Retrain => precision.plain(),
+        }
+    }
 
     /// Index of the retrained model in [`Self::models`], if there is one.
     #[must_use]
@@ -210,6 +242,30 @@ fn full_first(asked: &[Precision], notices: &mut Vec<String>) -> Vec<Precision> 
         notices.push("fp16 is added to --precision: recovery is measured from full precision".to_owned());
     }
     precisions
+}
+
+/// Puts nearest rounding before every other one of its scheme (other models are run at that), and kept rounding at every
+/// dose after every 4-bit scheme's.
+fn with_doses(asked: Vec<Precision>, doses: &[Share], notices: &mut Vec<String>) -> Result<Vec<Precision>> {
+    let mut precisions = Vec::with_capacity(asked.len());
+    let four_bits = |precision: Precision| precision.quantizing().filter(|scheme| scheme.bits() == 4);
+    for &precision in &asked {
+        let plain = precision.plain();
+        if !asked.contains(&plain) && !precisions.contains(&plain) {
+            notices.push(format!("{plain} is added to --precision, to hold {precision} against"));
+        }
+        precisions.extend([plain, precision]);
+        if let (Some(scheme), Rounding::Nearest) = (four_bits(precision), precision.rounding()) {
+            precisions.extend(doses.iter().map(|share| Precision::Quantized(scheme, Rounding::Kept(*share))));
+        }
+    }
+    let mut seen = HashSet::new();
+    precisions.retain(|precision| seen.insert(*precision));
+    if !doses.is_empty() && !asked.iter().any(|precision| four_bits(*precision).is_some()) {
+        let names: Vec<_> = asked.iter().map(ToString::to_string).collect();
+        return Err(flag("--precision", &names.join(","), "a 4-bit precision for --repair and --dose"));
+    }
+    Ok(precisions)
 }
 
 /// The directory behind `path` if it exists, so that two spellings of one directory are equal.
@@ -265,7 +321,7 @@ mod tests {
 
     #[test]
     fn full_precision_is_added_and_first() {
-        let int8 = Precision::Quantized(crate::quant::Scheme::Int8);
+        let int8 = Precision::nearest(crate::quant::Scheme::Int8);
         let mut notices = Vec::new();
         assert_eq!(full_first(&[int8, Precision::Full], &mut notices), [Precision::Full, int8]);
         assert!(notices.is_empty());

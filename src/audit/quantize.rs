@@ -8,7 +8,7 @@ use super::packing::Format;
 use crate::checkpoint::{Checkpoint, Draft, Kind, TensorWriter};
 use crate::error::Result;
 use crate::model::{Linear, check_tensors};
-use crate::quant::{Draw, KeptRow, Packed, Scheme, encode, keep, stochastic};
+use crate::quant::{KeptRow, Packed, Rounding, Rows, Scheme, round};
 
 /// Weights of each checkpoint that are held at a time (or 8 rows, if that is more).
 const BLOCK: usize = 1 << 21;
@@ -22,33 +22,16 @@ pub const GOOD_ENOUGH: f64 = 0.95;
 /// A row is near its goal within this.
 const NEAR: f64 = 0.05;
 
-/// How codes are chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Rounding {
-    /// The nearest.
-    Nearest,
-    /// So that a share of the update survives ([`keep`](crate::quant::keep())).
-    Kept {
-        /// The checkpoint from which the update leads.
-        target: PathBuf,
-        /// What is to survive of it.
-        share: f32,
-    },
-    /// At random, by nearness ([`stochastic`](crate::quant::stochastic())).
-    Stochastic {
-        /// Of the numbers.
-        seed: u64,
-    },
-}
-
 /// What to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizePlan {
     /// The checkpoint.
     pub model: PathBuf,
+    /// The checkpoint from which its update leads; without one, what needs it is nearest rounding.
+    pub target: Option<PathBuf>,
     /// A scheme that quantizes.
     pub scheme: Scheme,
-    /// How.
+    /// How codes are chosen.
     pub rounding: Rounding,
     /// How it is written.
     pub format: Format,
@@ -138,7 +121,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
 
     let (mut disk_bytes, mut nearest) = (0, None);
     let (mut target, mut passes, mut before) = (None, 1, 0);
-    if let Rounding::Kept { target: path, .. } = &plan.rounding {
+    if let (true, Some(path)) = (plan.rounding.needs_target(), &plan.target) {
         let codes = CodesPlan {
             target: path.clone(),
             unlearned: plan.model.clone(),
@@ -215,28 +198,19 @@ impl QuantizedTensor {
         [rows, cols]: [usize; 2],
         first: u64,
     ) -> Packed {
-        match (&plan.rounding, target) {
-            (Rounding::Kept { share, .. }, Some(target)) => {
-                let kept = keep(plan.scheme, target, weights, rows, cols, *share);
-                let update = self.update.get_or_insert_default();
-                for row in &kept.rows {
-                    update.merge(row);
-                    self.moved += row.moved;
-                    let survival = row.survival();
-                    self.updated_rows += u64::from(survival.is_some());
-                    let near =
-                        survival.is_some_and(|share_kept| (share_kept - f64::from(*share)).abs() <= NEAR);
-                    self.near_rows += u64::from(near);
-                }
-                kept.packed
+        let what = Rows { weights, target, rows, cols, tensor: &self.name, first };
+        let rounded = round(plan.scheme, plan.rounding, what);
+        self.moved += rounded.moved;
+        if let (Rounding::Kept(share), Some(_)) = (plan.rounding, target) {
+            let update = self.update.get_or_insert_default();
+            for row in &rounded.kept {
+                update.merge(row);
+                let survival = row.survival();
+                self.updated_rows += u64::from(survival.is_some());
+                let near = survival.is_some_and(|kept| (kept - f64::from(share.get())).abs() <= NEAR);
+                self.near_rows += u64::from(near);
             }
-            (Rounding::Stochastic { seed }, _) => {
-                let draw = Draw::new(*seed, &self.name);
-                let (packed, moved) = stochastic(plan.scheme, weights, rows, cols, draw, first);
-                self.moved += moved;
-                packed
-            }
-            (Rounding::Nearest | Rounding::Kept { .. }, _) => encode(plan.scheme, weights, rows, cols),
         }
+        rounded.packed
     }
 }

@@ -131,29 +131,28 @@ impl Audit {
     /// What the questions ask of a device; with `compared`, arms are also held against each other.
     #[must_use]
     pub fn needs(&self, compared: bool) -> Needs {
-        let pairs = if compared { pairs(&self.plan, &self.arms().collect::<Vec<_>>()).len() } else { 0 };
+        let pairs = if compared { pairs(&self.plan, &self.plan.arms().collect::<Vec<_>>()).len() } else { 0 };
         Needs::of(self.questions.tasks()).with_pairs(pairs)
     }
 
     /// Every arm, by model, then by precision.
     #[must_use]
     pub fn sources(&self) -> Vec<Source> {
-        let arms = self.arms();
-        arms.map(|(model, precision)| Source::new(&self.checkpoints[model], precision)).collect()
+        let target = &self.checkpoints[Plan::TARGET];
+        let source = |(model, precision): (usize, Precision)| {
+            let source = Source::new(&self.checkpoints[model], precision);
+            if precision.rounding().needs_target() { source.with_target(target) } else { source }
+        };
+        self.plan.arms().map(source).collect()
     }
 
     /// The arms' names, as [`Self::sources`]: model@precision.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.arms()
+        self.plan
+            .arms()
             .map(|(model, precision)| format!("{}@{precision}", self.plan.models[model].name))
             .collect()
-    }
-
-    /// Model and precision of every arm.
-    fn arms(&self) -> impl Iterator<Item = (usize, Precision)> + '_ {
-        let precisions = &self.plan.precisions;
-        (0..self.plan.models.len()).flat_map(move |model| precisions.iter().map(move |&p| (model, p)))
     }
 
     /// What the plan says.
@@ -203,7 +202,7 @@ impl Audit {
         options: Options,
         watch: &mut dyn Watch,
     ) -> Result<()> {
-        let all: Vec<_> = self.arms().collect();
+        let all: Vec<_> = self.plan.arms().collect();
         let mut halvings = 0;
         let mut groups: VecDeque<_> = open.part(0..all.len(), halvings)?.into();
         while let Some(group) = groups.pop_front() {

@@ -130,8 +130,7 @@ fn point(
     precision: Precision,
     metric: &str,
 ) -> Point {
-    let place = findings.arms.iter().position(|arm| arm.model == model && arm.precision == precision);
-    let Some(place) = place else {
+    let Some(place) = findings.place(model, precision) else {
         return Point { value: Measured::Missing("it was not measured".to_owned()), ci95: None };
     };
     let (arm, intervals) = (&findings.arms[place], &statistics.arms[place]);

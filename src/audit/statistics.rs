@@ -176,14 +176,11 @@ impl<'a> Resampled<'a> {
         Self { findings, criteria, means, aucs, truths }
     }
 
-    fn place(&self, model: usize, precision: Precision) -> Option<usize> {
-        self.findings.arms.iter().position(|arm| arm.model == model && arm.precision == precision)
-    }
-
     fn intervals(&self, place: usize, arm: &ArmResult) -> ArmIntervals {
         let means = [0, 1, 2].map(|metric: usize| plain(&self.means[metric][place]));
         let leak = |reference: Reference, constant: Option<f64>| {
-            let retrain = self.findings.plan.retrain().and_then(|model| self.place(model, Precision::Full));
+            let retrain =
+                self.findings.plan.retrain().and_then(|model| self.findings.place(model, Precision::Full));
             let references = match reference {
                 Reference::Retrain => retrain.map_or(&[][..], |place| &self.aucs[place]),
                 Reference::Corpus | Reference::Half => &[],
@@ -276,7 +273,7 @@ impl<'a> Resampled<'a> {
 
     /// What is known of an arm's mean; `None` if it has none.
     fn arm(&self, metric: usize, model: usize, precision: Precision) -> Option<Known<'_>> {
-        let place = self.place(model, precision)?;
+        let place = self.findings.place(model, precision)?;
         let field: Field = MEANS[metric].1;
         let found = field(&self.findings.arms[place]);
         let value = found.value.value()?;

@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::statistics::Statistics;
 use crate::metrics::Measured;
 use crate::metrics::correlation::spearman;
-use crate::quant::Precision;
+use crate::quant::{Precision, Rounding};
 
 /// One unlearned checkpoint at one precision.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +26,8 @@ pub struct Survival {
 /// architecture) has no survival, with the reason: the audit's own figures do not need it.
 pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (Vec<Survival>, u64) {
     let schemes = plan.precisions.iter().filter_map(|&precision| match precision {
-        Precision::Quantized(scheme) => Some(scheme),
-        Precision::Full => None,
+        Precision::Quantized(scheme, Rounding::Nearest) => Some(scheme),
+        Precision::Full | Precision::Quantized(..) => None,
     });
     let schemes: Vec<_> = schemes.collect();
     let (mut all, mut bytes) = (Vec::new(), 0);
@@ -52,7 +52,7 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
                 ),
                 Err(error) => Measured::Missing(error.to_string()),
             };
-            all.push(Survival { unlearned, precision: Precision::Quantized(scheme), value });
+            all.push(Survival { unlearned, precision: Precision::nearest(scheme), value });
         }
     }
     (all, bytes)

@@ -185,8 +185,7 @@ fn judge(
 
 /// Why the unlearned model is no longer one that answers, if so.
 fn collapsed(findings: &Findings, statistics: &Statistics, model: usize) -> Option<String> {
-    let place =
-        |model| findings.arms.iter().position(|arm| arm.model == model && arm.precision == Precision::Full);
+    let place = |model| findings.place(model, Precision::Full);
     const RETAIN: usize = 2;
     let (ours, targets) = (place(model)?, place(super::Plan::TARGET)?);
     let field = MEANS[RETAIN].1;

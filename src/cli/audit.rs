@@ -10,6 +10,7 @@ use super::device::Device;
 use super::judge::JudgeArgs;
 use super::output::{Output, notice, say, write};
 use super::progress::Progress;
+use super::repair::RepairArgs;
 use crate::audit::{
     ArmInfo, Audit, Findings, Plan, Request, SeriesRequest, Survival, Watch, measure_survival,
 };
@@ -66,6 +67,9 @@ pub(super) struct AuditArgs {
     corpus: Option<CorpusName>,
 
     #[command(flatten)]
+    repair: RepairArgs,
+
+    #[command(flatten)]
     judge: JudgeArgs,
 
     #[command(flatten)]
@@ -96,6 +100,7 @@ impl From<CorpusName> for Corpus {
 
 /// Runs the audit that the flags describe.
 pub(super) fn run(args: AuditArgs) -> Result<()> {
+    let (doses, choose_dose) = args.repair.doses();
     let plan = Plan::new(Request {
         target: args.target,
         unlearned: args.unlearned,
@@ -107,6 +112,8 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
         tokenizer: args.tokenizer,
         corpus: args.corpus.map(Into::into),
         series: args.series,
+        doses,
+        choose_dose,
         criteria: args.judge.criteria(),
     })?;
     execute(plan, &args.judge, &args.reported, args.tune, &args.memory, &|_| {}, "")

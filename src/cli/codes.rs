@@ -8,7 +8,7 @@ use super::output::Output;
 use super::progress::Progress;
 use crate::audit::{CodesPlan, compare_codes};
 use crate::error::{Error, Result};
-use crate::quant::{Precision, Scheme};
+use crate::quant::{Precision, Rounding, Scheme};
 use crate::report::{codes::Codes, codes_text};
 
 /// Weights that one step of the progress stands for.
@@ -77,7 +77,10 @@ pub(super) fn run(args: CodesArgs) -> Result<()> {
 pub(super) fn scheme(text: &str) -> Result<Scheme> {
     let wrong = |expected| Error::Flag { flag: "--schemes", found: text.to_owned(), expected };
     match text.parse() {
-        Ok(Precision::Quantized(scheme)) => Ok(scheme),
+        Ok(Precision::Quantized(scheme, Rounding::Nearest)) => Ok(scheme),
+        Ok(Precision::Quantized(..)) => {
+            Err(wrong("schemes alone: their nearest codes are compared".to_owned()))
+        }
         Ok(Precision::Full) => Err(wrong("a scheme that quantizes: full precision has no codes".to_owned())),
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),
         Err(other) => Err(other),

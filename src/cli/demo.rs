@@ -9,6 +9,7 @@ use clap::Args;
 use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
 use super::audit::execute;
 use super::judge::JudgeArgs;
+use super::repair::RepairArgs;
 use crate::audit::{Plan, Request};
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Scheme};
@@ -20,7 +21,7 @@ static DATA: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/demo/data");
 const UNLEARNED: [&str; 4] = ["npo_gdr", "ga_gdr", "sure", "control_fp32"];
 
 const PRECISIONS: [Precision; 3] =
-    [Precision::Full, Precision::Quantized(Scheme::Int8), Precision::Quantized(Scheme::Int4 { group: 128 })];
+    [Precision::Full, Precision::nearest(Scheme::Int8), Precision::nearest(Scheme::Int4 { group: 128 })];
 
 const TITLE: &str = "\
 A tiny Llama learned about invented people and books (target), then was made to forget some of them in four ways.
@@ -35,6 +36,9 @@ pub(super) struct DemoArgs {
     /// Use only the first N examples of each question set
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+
+    #[command(flatten)]
+    repair: RepairArgs,
 
     #[command(flatten)]
     judge: JudgeArgs,
@@ -55,6 +59,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
     let (models, data) = (directory.path().join("models"), directory.path().join("data"));
     unpack(&MODELS, &models)?;
     unpack(&DATA, &data)?;
+    let (doses, choose_dose) = args.repair.doses();
     let plan = Plan::new(Request {
         target: models.join("target"),
         unlearned: UNLEARNED.iter().map(|name| models.join(name)).collect(),
@@ -62,6 +67,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
         data,
         precisions: PRECISIONS.to_vec(),
         limit: args.limit,
+        doses,
+        choose_dose,
         criteria: args.judge.criteria(),
         ..Request::default()
     })?;

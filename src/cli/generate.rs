@@ -83,7 +83,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         prompt_ids,
         token_ids,
         device: (&device.info()).into(),
-        precision: precision.name().to_owned(),
+        precision: precision.to_string(),
         scheme: precision.scheme(stored_scheme(&checkpoint)?).name().to_owned(),
         kernels: device.kernels(),
         gpu_seconds,
@@ -141,7 +141,7 @@ mod tests {
     fn precision_follows_the_last_at() {
         let split = |text: &str| split(Path::new(text));
         assert_eq!(split("a/b").unwrap(), (PathBuf::from("a/b"), Precision::Full));
-        let int8 = Precision::Quantized(crate::quant::Scheme::Int8);
+        let int8 = Precision::nearest(crate::quant::Scheme::Int8);
         assert_eq!(split("a@1/b@int8").unwrap(), (PathBuf::from("a@1/b"), int8));
         let error = split("a@int9").unwrap_err();
         assert_eq!(error.exit_code(), 2);

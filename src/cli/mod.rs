@@ -18,6 +18,7 @@ mod memory;
 mod output;
 mod progress;
 mod quantize;
+mod repair;
 mod report;
 
 use std::ffi::OsString;

@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::output::Output;
 use super::progress::Progress;
-use crate::audit::{Format, QuantizePlan, Rounding, quantize};
+use crate::audit::{Format, QuantizePlan, quantize};
 use crate::checkpoint::Draft;
 use crate::error::{Error, Result};
-use crate::quant::{Precision, Scheme};
+use crate::quant::{Precision, Rounding, Scheme, Share};
 use crate::report::quantize::Quantized;
 use crate::report::quantize_text;
 
@@ -34,11 +34,10 @@ pub(super) struct QuantizeArgs {
     #[arg(
         long,
         value_name = "SHARE",
-        default_value_t = 0.9,
-        requires = "keep_from",
-        value_parser = share
+        default_value_t = Share::USUAL,
+        requires = "keep_from"
     )]
-    keep: f32,
+    keep: Share,
 
     /// Round up or down at random, by nearness, with this seed
     #[arg(long, value_name = "SEED")]
@@ -63,14 +62,15 @@ pub(super) fn run(args: QuantizeArgs) -> Result<()> {
     let QuantizeArgs { model, scheme, keep_from, keep, stochastic, format, out, json } = args;
     let output = Output::new(json);
     let draft = Draft::new(&out)?;
-    let rounding = match (keep_from, stochastic) {
-        (Some(target), _) => Rounding::Kept { target, share: keep },
-        (None, Some(seed)) => Rounding::Stochastic { seed },
+    let rounding = match (&keep_from, stochastic) {
+        (Some(_), _) => Rounding::Kept(keep),
+        (None, Some(seed)) => Rounding::Stochastic(seed),
         (None, None) => Rounding::Nearest,
     };
     let name = model.display().to_string();
     let mut progress: Option<Progress> = None;
-    let found = quantize(QuantizePlan { model, scheme, rounding, format }, &draft, &mut |done, total| {
+    let plan = QuantizePlan { model, target: keep_from, scheme, rounding, format };
+    let found = quantize(plan, &draft, &mut |done, total| {
         let [done, total] =
             [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
         let progress = progress.get_or_insert_with(|| {
@@ -93,18 +93,12 @@ pub(super) fn run(args: QuantizeArgs) -> Result<()> {
 pub(super) fn scheme(text: &str) -> Result<Scheme> {
     let wrong = |expected| Error::Flag { flag: "--scheme", found: text.to_owned(), expected };
     match text.parse() {
-        Ok(Precision::Quantized(scheme)) => Ok(scheme),
+        Ok(Precision::Quantized(scheme, Rounding::Nearest)) => Ok(scheme),
+        Ok(Precision::Quantized(..)) => {
+            Err(wrong("a scheme alone; --keep-from and --stochastic say how to round".to_owned()))
+        }
         Ok(Precision::Full) => Err(wrong("a scheme that quantizes".to_owned())),
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),
         Err(other) => Err(other),
     }
-}
-
-/// Reads the value of `--keep`.
-pub(super) fn share(text: &str) -> Result<f32> {
-    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| Error::Flag {
-        flag: "--keep",
-        found: text.to_owned(),
-        expected: "a share from 0 to 1".to_owned(),
-    })
 }

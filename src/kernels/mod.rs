@@ -18,6 +18,7 @@ mod pack;
 pub mod peak;
 mod rms_norm;
 mod rope;
+mod round;
 mod sentinel;
 mod split;
 mod swiglu;

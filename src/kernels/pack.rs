@@ -206,7 +206,7 @@ fn block_rows(row_bytes: usize) -> usize {
 }
 
 /// Numbers of scales (and zero points) of `rows` rows.
-fn scale_count(scheme: Scheme, rows: usize, k: usize) -> usize {
+pub(super) fn scale_count(scheme: Scheme, rows: usize, k: usize) -> usize {
     scheme.grouping(rows, k).map_or(0, |grouping| grouping.count) * scheme.values_per_group()
 }
 

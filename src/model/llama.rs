@@ -45,6 +45,8 @@ pub struct Source {
     pub checkpoint: Arc<Checkpoint>,
     /// How its matrices are kept.
     pub precision: Precision,
+    /// The checkpoint from which its update leads, for roundings that ask for it; without one they are nearest.
+    pub target: Option<Arc<Checkpoint>>,
     /// Names of the tensors that this is true of, the others being kept as stored; all of them if there is no list.
     pub only: Option<Arc<BTreeSet<String>>>,
 }
@@ -53,7 +55,19 @@ impl Source {
     /// All matrices at one precision.
     #[must_use]
     pub fn new(checkpoint: &Arc<Checkpoint>, precision: Precision) -> Self {
-        Self { checkpoint: Arc::clone(checkpoint), precision, only: None }
+        Self { checkpoint: Arc::clone(checkpoint), precision, target: None, only: None }
+    }
+
+    /// With the checkpoint from which its update leads.
+    #[must_use]
+    pub fn with_target(self, target: &Arc<Checkpoint>) -> Self {
+        Self { target: Some(Arc::clone(target)), ..self }
+    }
+
+    /// All checkpoints that are read for it: its own, and the target if its rounding asks for that.
+    pub(crate) fn read(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
+        let target = self.target.as_ref().filter(|_| self.precision.rounding().needs_target());
+        std::iter::once(&self.checkpoint).chain(target)
     }
 
     /// How a tensor is kept.
@@ -98,9 +112,9 @@ struct Outside {
 impl Outside {
     fn of(gpu: &Gpu, sources: &[Source]) -> Self {
         let mut seen: Vec<&Arc<Checkpoint>> = Vec::new();
-        for source in sources {
-            if !seen.iter().any(|known| Arc::ptr_eq(known, &source.checkpoint)) {
-                seen.push(&source.checkpoint);
+        for checkpoint in sources.iter().flat_map(Source::read) {
+            if !seen.iter().any(|known| Arc::ptr_eq(known, checkpoint)) {
+                seen.push(checkpoint);
             }
         }
         Self {
@@ -222,7 +236,7 @@ impl Lockstep for Llama {
 
     fn counters(&self) -> Counters {
         let mut counters = self.counters.clone();
-        let read = self.loader.checkpoints().iter().map(|checkpoint| checkpoint.tensors().bytes_read());
+        let read = self.loader.read_checkpoints().iter().map(|checkpoint| checkpoint.tensors().bytes_read());
         counters.disk_bytes = read.sum::<u64>() - self.before.read;
         counters.upload_bytes = self.gpu.uploaded_bytes() - self.before.uploaded;
         counters.dispatches = self.gpu.dispatches() - self.before.dispatches;

@@ -25,7 +25,7 @@ use super::weights::{EMBEDDING, FINAL_NORM, Linear, Norm, head_name};
 use super::{Batch, Capacity, Counters, Folded, Forward, Logits, PAGE, Place, Source};
 use crate::checkpoint::{Checkpoint, Config, Tensor};
 use crate::error::{Error, Result};
-use crate::quant::{self, Packed, Precision};
+use crate::quant::{Packed, Precision, Rows, round};
 
 /// Tokens in a batch, and wanted rows: bounds the activations, not the speed.
 const MAX_TOKENS: usize = 2048;
@@ -86,7 +86,7 @@ impl Reference {
         quantize_head: bool,
         cache_tokens: usize,
     ) -> Result<Self> {
-        Self::load_mixed(checkpoint, precision, |_| precision, quantize_head, cache_tokens)
+        Self::load_mixed(checkpoint, None, |_| precision, quantize_head, cache_tokens)
     }
 
     /// [`Self::load`] of an arm whose matrices may be of several precisions.
@@ -96,44 +96,46 @@ impl Reference {
     /// As [`Self::load`].
     pub fn load_source(source: &Source, quantize_head: bool, cache_tokens: usize) -> Result<Self> {
         let of = |tensor: &str| source.precision_of(tensor);
-        Self::load_mixed(
-            &source.checkpoint,
-            source.precision_of(head_name(&source.checkpoint)?),
-            of,
-            quantize_head,
-            cache_tokens,
-        )
+        let target = source.target.as_deref().filter(|_| source.precision.rounding().needs_target());
+        Self::load_mixed(&source.checkpoint, target, of, quantize_head, cache_tokens)
     }
 
     fn load_mixed(
         checkpoint: &Checkpoint,
-        precision: Precision,
+        target: Option<&Checkpoint>,
         precision_of: impl Fn(&str) -> Precision,
         quantize_head: bool,
         cache_tokens: usize,
     ) -> Result<Self> {
         let start = Instant::now();
-        let read_before = checkpoint.tensors().bytes_read();
+        let bytes_read =
+            || checkpoint.tensors().bytes_read() + target.map_or(0, |target| target.tensors().bytes_read());
+        let read_before = bytes_read();
         let config = checkpoint.config().clone();
         let (v, d) = (config.vocab_size, config.hidden_size);
         let pages = cache_tokens.div_ceil(PAGE);
         let head_name = head_name(checkpoint)?;
         let stored = checkpoint.tensors().read(EMBEDDING, &[v, d])?;
-        let embedding = Arc::new(panels(&stored, [v, d], Precision::Full));
-        let head_precision = if quantize_head { precision } else { Precision::Full };
-        let head = match (head_name == EMBEDDING, head_precision) {
-            (true, Precision::Full) => Arc::clone(&embedding),
-            (true, _) => Arc::new(panels(&stored, [v, d], head_precision)),
+        let packer = Packer { target, precision_of };
+        let embedding = Arc::new(full(&stored, [v, d]));
+        let head = match (head_name == EMBEDDING, quantize_head) {
+            (true, false) => Arc::clone(&embedding),
+            (true, true) => Arc::new(packer.pack(head_name, &stored, [v, d])?),
             (false, _) => {
-                Arc::new(panels(&checkpoint.tensors().read(head_name, &[v, d])?, [v, d], head_precision))
+                let stored = checkpoint.tensors().read(head_name, &[v, d])?;
+                let packed = if quantize_head {
+                    packer.pack(head_name, &stored, [v, d])?
+                } else {
+                    full(&stored, [v, d])
+                };
+                Arc::new(packed)
             }
         };
         drop(stored);
-        let layers = (0..config.layers).map(|layer| Layer::load(checkpoint, layer, &precision_of, pages));
+        let layers = (0..config.layers).map(|layer| Layer::load(checkpoint, layer, &packer, pages));
         let layers = layers.collect::<Result<_>>()?;
         let norm = vector(checkpoint, FINAL_NORM, &[d])?;
-        let mut counters =
-            Counters { disk_bytes: checkpoint.tensors().bytes_read() - read_before, ..Counters::default() };
+        let mut counters = Counters { disk_bytes: bytes_read() - read_before, ..Counters::default() };
         counters.seconds.load = start.elapsed().as_secs_f64();
         Ok(Self {
             path: checkpoint.path().to_path_buf(),
@@ -248,7 +250,7 @@ impl Layer {
     fn load(
         checkpoint: &Checkpoint,
         layer: usize,
-        precision_of: &impl Fn(&str) -> Precision,
+        packer: &Packer<'_, impl Fn(&str) -> Precision>,
         pages: usize,
     ) -> Result<Self> {
         let config = checkpoint.config();
@@ -256,9 +258,8 @@ impl Layer {
             let shape = linear.shape(config);
             let name = linear.name(layer);
             let stored = checkpoint.tensors().read(&name, &shape)?;
-            let precision = precision_of(&name);
             let bias = linear.bias(checkpoint, layer)?.map(|tensor| tensor.to_f32());
-            Ok(Matrix { weights: Arc::new(panels(&stored, shape, precision)), bias })
+            Ok(Matrix { weights: Arc::new(packer.pack(&name, &stored, shape)?), bias })
         };
         let norm = |norm: Norm| vector(checkpoint, &norm.name(layer), &[config.hidden_size]);
         Ok(Self {
@@ -312,13 +313,30 @@ fn vector(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f3
     Ok(checkpoint.tensors().read(name, shape)?.to_f32())
 }
 
-/// A stored matrix at a precision. At full precision the bits are taken over as they are.
-fn panels(stored: &Tensor, [rows, cols]: [usize; 2], precision: Precision) -> Panels {
-    Panels::new(&match precision {
-        Precision::Full => {
-            let words = stored.bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-            Packed { scheme: stored.dtype, rows, cols, words, scales: Vec::new() }
-        }
-        Precision::Quantized(scheme) => quant::encode(scheme, &stored.to_f32(), rows, cols),
-    })
+/// A matrix as it is stored, bit by bit.
+fn full(stored: &Tensor, [rows, cols]: [usize; 2]) -> Panels {
+    let words = stored.bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    Panels::new(&Packed { scheme: stored.dtype, rows, cols, words, scales: Vec::new() })
+}
+
+/// Brings stored matrices to their precisions.
+struct Packer<'a, P> {
+    /// Where updates lead from.
+    target: Option<&'a Checkpoint>,
+    precision_of: P,
+}
+
+impl<P: Fn(&str) -> Precision> Packer<'_, P> {
+    /// The matrix of this name at its precision.
+    fn pack(&self, name: &str, stored: &Tensor, shape: [usize; 2]) -> Result<Panels> {
+        let Precision::Quantized(scheme, rounding) = (self.precision_of)(name) else {
+            return Ok(full(stored, shape));
+        };
+        let target = self.target.filter(|_| rounding.needs_target());
+        let target = target.map(|target| target.tensors().read(name, &shape)).transpose()?;
+        let target = target.map(|tensor| tensor.to_f32());
+        let (weights, [rows, cols]) = (&stored.to_f32(), shape);
+        let what = Rows { weights, target: target.as_deref(), rows, cols, tensor: name, first: 0 };
+        Ok(Panels::new(&round(scheme, rounding, what).packed))
+    }
 }

@@ -1,14 +1,18 @@
 //! Schemes: how a weight matrix is stored and decoded, the host codec of each, what a change of the weights does to the
-//! codes ([`change()`]), and roundings that keep such a change ([`keep`](mod@keep), [`stochastic`](mod@stochastic)).
+//! codes ([`change()`]), and roundings that keep such a change ([`keep`](mod@keep), [`stochastic`](mod@stochastic),
+//! [`aligned()`]; [`Rounding`] names them).
 //!
 //! The host codec is the oracle of the GPU's packing kernel: codes and scales agree bit for bit. [`scale`]
 //! holds the rules of the affine schemes, [`table`] those of bitsandbytes' tables; their public constants
 //! are the ones that the shaders repeat.
 
+mod aligned;
 mod change;
 mod codec;
 pub mod keep;
 mod ladder;
+mod precision;
+mod rounding;
 pub mod scale;
 pub mod stochastic;
 pub mod table;
@@ -18,10 +22,13 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
+pub use aligned::aligned;
 pub use change::{Change, Steps, change};
 pub use codec::{decode, encode};
 pub use keep::{Kept, KeptRow, keep};
 pub use ladder::neighbour;
+pub use precision::Precision;
+pub use rounding::{Rounded, Rounding, Rows, Share, round};
 pub use stochastic::{Draw, stochastic};
 
 /// How the weights of one matrix are stored.
@@ -219,61 +226,5 @@ impl Packed {
         #[expect(clippy::cast_possible_truncation, reason = "a word holds at most 8 codes")]
         let position = (index % per_word) as u32 * bits;
         self.words[index / per_word] >> position & (u32::MAX >> (32 - bits))
-    }
-}
-
-/// What the user asks for: full precision, which keeps the checkpoint's own dtype, or a scheme.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// The weights as stored; called `fp16` whatever their dtype.
-    Full,
-    /// Quantized.
-    Quantized(Scheme),
-}
-
-impl Precision {
-    /// The name in flags and reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Full => "fp16",
-            Self::Quantized(scheme) => scheme.name(),
-        }
-    }
-
-    /// The scheme of a matrix that is stored in scheme `stored`.
-    #[must_use]
-    pub fn scheme(self, stored: Scheme) -> Scheme {
-        match self {
-            Self::Full => stored,
-            Self::Quantized(scheme) => scheme,
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Precision {
-    type Err = Error;
-
-    /// Reads `fp16` (also `full`), `int8`, `int4` (short for `int4-g128`) or a quantizing scheme's name.
-    fn from_str(text: &str) -> Result<Self> {
-        let quantizing = || Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full());
-        match text {
-            "fp16" | "full" => Ok(Self::Full),
-            "int4" => Ok(Self::Quantized(Scheme::Int4 { group: 128 })),
-            _ => quantizing().find(|scheme| scheme.name() == text).map(Self::Quantized).ok_or_else(|| {
-                let names: Vec<_> = quantizing().map(Scheme::name).collect();
-                Error::Flag {
-                    flag: "--precision",
-                    found: text.to_owned(),
-                    expected: format!("one of fp16, int4, {}", names.join(", ")),
-                }
-            }),
-        }
     }
 }

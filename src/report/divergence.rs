@@ -42,7 +42,7 @@ pub(super) fn rows(findings: &Findings, rows: &[audit::FourWay]) -> Vec<Divergen
     let row = |row: &audit::FourWay| Divergence {
         set: row.set.name().to_owned(),
         unlearned: findings.plan.models[row.unlearned].name.clone(),
-        precision: row.precision.name().to_owned(),
+        precision: row.precision.to_string(),
         to_target_full: row.to_target_full.into(),
         to_target: row.to_target.into(),
         closer: row.closer.map(Into::into),

@@ -172,7 +172,7 @@ pub(super) fn controls(findings: &Findings, statistics: &audit::Statistics) -> V
         Control {
             name: model.name.clone(),
             role: model.role.name().to_owned(),
-            precision: control.precision.name().to_owned(),
+            precision: control.precision.to_string(),
             metric: control.metric.to_owned(),
             change: control.change.value,
             ci95: control.change.ci95,
@@ -186,7 +186,7 @@ pub(super) fn survival(findings: &Findings) -> Vec<Survival> {
     let survival = |survival: &audit::Survival| {
         let (value, reason) = parts(&survival.value);
         let unlearned = findings.plan.models[survival.unlearned].name.clone();
-        Survival { unlearned, precision: survival.precision.name().to_owned(), value, reason }
+        Survival { unlearned, precision: survival.precision.to_string(), value, reason }
     };
     findings.survival.iter().map(survival).collect()
 }
@@ -215,7 +215,7 @@ pub(super) fn correlations(
 pub(super) fn judged(findings: &Findings, statistics: &audit::Statistics) -> Vec<Verdict> {
     let verdict = |verdict: audit::Verdict| Verdict {
         unlearned: findings.plan.models[verdict.unlearned].name.clone(),
-        precision: verdict.precision.name().to_owned(),
+        precision: verdict.precision.to_string(),
         verdict: verdict.outcome.name().to_owned(),
         because: verdict.because,
     };
@@ -229,7 +229,7 @@ pub(super) fn series(findings: &Findings, statistics: &audit::Statistics) -> Vec
     };
     let curve = |curve: audit::Curve| Curve {
         metric: curve.metric.to_owned(),
-        precision: curve.precision.name().to_owned(),
+        precision: curve.precision.to_string(),
         points: curve.points.iter().map(point).collect(),
     };
     let step = |step: &audit::Step| Step {

@@ -104,7 +104,7 @@ impl Localization {
             device: device.into(),
             target: plan.target.display().to_string(),
             unlearned: plan.unlearned.display().to_string(),
-            precision: plan.precision.name().to_owned(),
+            precision: plan.precision.to_string(),
             held_below: plan.criteria.held_below,
             n: localized.rows.first().map_or(0, |row| row.log_probs.len()),
             variants: localized.rows.iter().map(Into::into).collect(),

@@ -103,7 +103,7 @@ fn schema_arm(findings: &Findings, arm: &ArmResult, intervals: &ArmIntervals) ->
     schema::Arm {
         name: model.name.clone(),
         role: model.role.name().to_owned(),
-        precision: arm.precision.name().to_owned(),
+        precision: arm.precision.to_string(),
         scheme: arm.scheme.name().to_owned(),
         path: model.path.display().to_string(),
         metrics: schema::Metrics {
@@ -150,7 +150,7 @@ fn schema_recovery(findings: &Findings, recovered: &Recovered, evidence: &Eviden
     let survival = findings.survival(recovered.unlearned, recovered.precision);
     schema::Recovery {
         unlearned: findings.plan.models[recovered.unlearned].name.clone(),
-        precision: recovered.precision.name().to_owned(),
+        precision: recovered.precision.to_string(),
         metric: recovered.metric.to_owned(),
         of_gap_to_target: value(&ratios.of_gap_to_target),
         of_gap_to_target_same_precision: value(&ratios.of_gap_to_target_same_precision),

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::schema::{Program, VERSION};
 use super::table::Style;
-use crate::audit::{self, QuantizedTensor, Rounding};
+use crate::audit::{self, QuantizedTensor};
+use crate::quant::Rounding;
 
 /// What `undertext quantize --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,21 +96,19 @@ impl From<&audit::Quantized> for Quantized {
     fn from(found: &audit::Quantized) -> Self {
         let plan = &found.plan;
         let total = found.total();
-        let (rounding, target, keep, seed) = match &plan.rounding {
-            Rounding::Nearest => ("nearest", None, None, None),
-            Rounding::Kept { target, share } => {
-                // The digits that the user gave, not those of the float that is nearest to them.
-                let share = share.to_string().parse().ok();
-                ("kept", Some(target.display().to_string()), share, None)
-            }
-            Rounding::Stochastic { seed } => ("stochastic", None, None, Some(*seed)),
+        let (rounding, keep, seed) = match plan.rounding {
+            Rounding::Nearest => ("nearest", None, None),
+            // The digits that the user gave, not those of the float that is nearest to them.
+            Rounding::Kept(share) => ("kept", share.to_string().parse().ok(), None),
+            Rounding::Aligned => ("aligned", None, None),
+            Rounding::Stochastic(seed) => ("stochastic", None, Some(seed)),
         };
         let updated = total.updated_rows;
         Self {
             schema_version: VERSION,
             undertext: Program::this(),
             model: plan.model.display().to_string(),
-            target,
+            target: plan.target.as_ref().map(|path| path.display().to_string()),
             scheme: plan.scheme.name().to_owned(),
             rounding: rounding.to_owned(),
             keep,

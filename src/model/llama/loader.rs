@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::block::{Attention, Block, Blocks, FeedForward, HeadRows, Products, Projection, Together};
 use super::embedding::Embedding;
-use super::parts::{Kind, Part, Role, kinds};
+use super::parts::{Kind, Packing, Part, Role, kinds};
 use super::reader::{Reader, Request};
 use super::{Layout, Residence, Source};
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::gpu::{Buffer, Gpu};
 use crate::kernels::{Finish, Matmul, Matrix, Matvec, Packer, Stored};
 use crate::model::weights::EMBEDDING;
-use crate::quant::Scheme;
+use crate::quant::{Rounding, Scheme};
 
 /// All arms' weights, resident or passing through.
 #[derive(Debug)]
@@ -24,8 +24,7 @@ pub(super) struct Loader {
     gpu: Arc<Gpu>,
     /// Each once.
     checkpoints: Vec<Arc<Checkpoint>>,
-    /// By arm: which checkpoint, and what is made of it.
-    arms: Vec<(usize, Source)>,
+    arms: Vec<Arm>,
     quantize_head: bool,
     residence: Residence,
     kinds: Vec<Kind>,
@@ -41,6 +40,16 @@ pub(super) struct Loader {
     seconds: f64,
 }
 
+/// What an arm is made of.
+#[derive(Clone, Debug)]
+struct Arm {
+    /// Which checkpoint.
+    checkpoint: usize,
+    /// From which its update leads, if its rounding asks for that.
+    target: Option<usize>,
+    source: Source,
+}
+
 /// A block under way.
 #[derive(Debug)]
 struct Coming {
@@ -50,8 +59,8 @@ struct Coming {
     joints: Joints,
 }
 
-/// By owner and scheme: room for matrices that lie one below the other, if there is such.
-type Joints = HashMap<(usize, Scheme), Option<Matrix>>;
+/// By owner and packing: room for matrices that lie one below the other, if there is such.
+type Joints = HashMap<(usize, Packing), Option<Matrix>>;
 
 /// A matrix on its way into a block.
 #[derive(Debug)]
@@ -75,8 +84,8 @@ struct Step {
 #[derive(Debug)]
 enum Made {
     Vector(Buffer),
-    /// In every scheme that was needed.
-    Matrices(Scheme, Vec<Matrix>),
+    /// Stored so, and in every way that was needed.
+    Matrices(Scheme, Vec<(Packing, Matrix)>),
 }
 
 impl Loader {
@@ -89,14 +98,22 @@ impl Loader {
         let start = Instant::now();
         let mut checkpoints: Vec<Arc<Checkpoint>> = Vec::new();
         let mut arms = Vec::new();
+        // Those that arms are made of come first: a pass computes for them.
+        for own in [true, false] {
+            for checkpoint in sources.iter().flat_map(|source| source.read().skip(usize::from(!own)).take(1))
+            {
+                if !checkpoints.iter().any(|known| Arc::ptr_eq(known, checkpoint)) {
+                    checkpoints.push(Arc::clone(checkpoint));
+                }
+            }
+        }
+        let number = |checkpoint| checkpoints.iter().position(|known| Arc::ptr_eq(known, checkpoint));
         for source in sources {
-            let checkpoint = &source.checkpoint;
-            let found = checkpoints.iter().position(|known| Arc::ptr_eq(known, checkpoint));
-            let number = found.unwrap_or_else(|| {
-                checkpoints.push(Arc::clone(checkpoint));
-                checkpoints.len() - 1
-            });
-            arms.push((number, source.clone()));
+            let mut read = source.read().map(number);
+            let (Some(Some(checkpoint)), target) = (read.next(), read.next().flatten()) else {
+                unreachable!("every checkpoint is known")
+            };
+            arms.push(Arm { checkpoint, target, source: source.clone() });
         }
         let config = sources.first().map(|source| source.checkpoint.config());
         let embeddings = checkpoints.iter().map(Embedding::new).collect::<Result<_>>()?;
@@ -128,14 +145,20 @@ impl Loader {
         self.seconds
     }
 
-    /// All checkpoints, each once.
-    pub(super) fn checkpoints(&self) -> &[Arc<Checkpoint>] {
+    /// All checkpoints, each once: those that arms are made of, then those that only updates lead from.
+    pub(super) fn read_checkpoints(&self) -> &[Arc<Checkpoint>] {
         &self.checkpoints
+    }
+
+    /// The checkpoints that arms are made of, each once.
+    pub(super) fn checkpoints(&self) -> &[Arc<Checkpoint>] {
+        let own = self.arms.iter().map(|arm| arm.checkpoint + 1).max().unwrap_or(0);
+        &self.checkpoints[..own]
     }
 
     /// Which checkpoint an arm belongs to.
     pub(super) fn checkpoint_of(&self, arm: usize) -> usize {
-        self.arms[arm].0
+        self.arms[arm].checkpoint
     }
 
     /// The embedding rows of `tokens` in one checkpoint, `[t, d]`.
@@ -177,7 +200,9 @@ impl Loader {
         let mut steps: VecDeque<Step> = VecDeque::new();
         for (number, checkpoint) in self.checkpoints.iter().enumerate() {
             for part in self.kinds[block].parts(checkpoint)? {
-                if self.alike.contains_key(&(block, number, part.name.clone())) {
+                if !self.is_read(block, number, &part)?
+                    || self.alike.contains_key(&(block, number, part.name.clone()))
+                {
                     continue;
                 }
                 match steps.iter_mut().find(|step| step.part == part) {
@@ -187,6 +212,21 @@ impl Loader {
             }
         }
         Ok(steps)
+    }
+
+    /// Whether anything is made of a checkpoint's tensor: arms are made of the checkpoint, or the update of one that is
+    /// quantized leads from it.
+    fn is_read(&self, block: usize, checkpoint: usize, part: &Part) -> Result<bool> {
+        if checkpoint < self.checkpoints().len() {
+            return Ok(true);
+        }
+        let (stored, _) = self.checkpoints[checkpoint].tensors().describe(&part.name)?;
+        let asks = |arm: &&Arm| {
+            let precision = arm.source.precision_of(&part.name);
+            let scheme = self.kinds[block].scheme(stored, precision, self.quantize_head);
+            arm.target == Some(checkpoint) && precision.rounding().needs_target() && !scheme.is_full()
+        };
+        Ok(matches!(part.role, Role::Matrix { .. }) && self.arms.iter().any(|arm| asks(&arm)))
     }
 
     fn request(&self, checkpoint: usize, part: &Part) -> Request {
@@ -285,16 +325,16 @@ impl Loader {
                 None => owners.push((checkpoint, tensor)),
             }
         }
-        for (owner, tensor) in owners {
+        for (owner, tensor) in &owners {
+            let owner = *owner;
             let thing = match part.role {
                 Role::Vector => Made::Vector(self.gpu.upload(&part.name, &tensor.to_f32())?),
                 Role::Matrix { .. } => {
-                    let (n, k) = (part.rows.len(), part.shape[1]);
-                    let matrices = self.schemes(block, owner, &part, tensor.dtype).into_iter();
-                    let matrices = matrices.map(|scheme| self.place(block, owner, &part, scheme, joints));
+                    let packings = self.packings(block, owner, &part, tensor.dtype).into_iter();
+                    let matrices =
+                        packings.map(|how| Ok((how, self.place(block, owner, &part, how, joints)?)));
                     let matrices = matrices.collect::<Result<Vec<_>>>()?;
-                    let stored = Stored { name: &part.name, dtype: tensor.dtype, bytes: &tensor.bytes, n, k };
-                    self.packer.pack_into(&self.gpu, &matrices, stored)?;
+                    self.pack(&part, tensor, &matrices, &owners)?;
                     Made::Matrices(tensor.dtype, matrices)
                 }
             };
@@ -303,27 +343,69 @@ impl Loader {
         Ok(())
     }
 
-    /// The schemes in which arms need an owner's tensor.
-    fn schemes(&self, block: usize, owner: usize, part: &Part, stored: Scheme) -> Vec<Scheme> {
-        let users = self.arms.iter().filter(|(c, _)| self.owner(block, *c, &part.name) == owner);
-        let scheme = |(_, source): &(usize, Source)| {
-            self.kinds[block].scheme(stored, source.precision_of(&part.name), self.quantize_head)
-        };
-        let mut schemes: Vec<_> = users.map(scheme).collect();
-        schemes.sort_unstable();
-        schemes.dedup();
-        schemes
+    /// Uploads a tensor and makes all `matrices` of it; the updates lead from others of `owners`.
+    fn pack(
+        &mut self,
+        part: &Part,
+        tensor: &Tensor,
+        matrices: &[(Packing, Matrix)],
+        owners: &[(usize, Tensor)],
+    ) -> Result<()> {
+        let stored = |tensor| as_stored(part, tensor);
+        let is_nearest = |(how, _): &&(Packing, Matrix)| how.rounding == Rounding::Nearest;
+        let nearest: Vec<_> = matrices.iter().filter(is_nearest).map(|(_, matrix)| matrix.clone()).collect();
+        if !nearest.is_empty() {
+            self.packer.pack_into(&self.gpu, &nearest, stored(tensor))?;
+        }
+        for (how, matrix) in matrices.iter().filter(|matrix| !is_nearest(matrix)) {
+            let target = how.target.and_then(|target| owners.iter().find(|(owner, _)| *owner == target));
+            let target = target.map(|(_, tensor)| stored(tensor));
+            self.packer.round_into(
+                &self.gpu,
+                matrix,
+                how.rounding,
+                stored(tensor),
+                target,
+                part.rows.start,
+            )?;
+        }
+        Ok(())
     }
 
-    /// Memory for a matrix: below those that are launched with it, where all of them are needed in the scheme.
+    /// How an arm needs a tensor that is stored in `stored`.
+    fn packing(&self, block: usize, arm: &Arm, name: &str, stored: Scheme) -> Packing {
+        let precision = arm.source.precision_of(name);
+        let scheme = self.kinds[block].scheme(stored, precision, self.quantize_head);
+        let rounding = if scheme.is_full() { Rounding::Nearest } else { precision.rounding() };
+        let owner = |checkpoint| self.owner(block, checkpoint, name);
+        let target = arm.target.filter(|_| rounding.needs_target()).map(owner);
+        // Without an update the nearest codes are what there is.
+        let updated = target.is_some_and(|target| target != owner(arm.checkpoint));
+        if rounding.needs_target() && !updated {
+            return Packing { scheme, rounding: Rounding::Nearest, target: None };
+        }
+        Packing { scheme, rounding, target }
+    }
+
+    /// The ways in which arms need an owner's tensor.
+    fn packings(&self, block: usize, owner: usize, part: &Part, stored: Scheme) -> Vec<Packing> {
+        let users = self.arms.iter().filter(|arm| self.owner(block, arm.checkpoint, &part.name) == owner);
+        let mut packings: Vec<_> = users.map(|arm| self.packing(block, arm, &part.name, stored)).collect();
+        packings.sort_unstable();
+        packings.dedup();
+        packings
+    }
+
+    /// Memory for a matrix: below those that are launched with it, where all of them are needed so.
     fn place(
         &self,
         block: usize,
         owner: usize,
         part: &Part,
-        scheme: Scheme,
+        how: Packing,
         joints: &mut Joints,
     ) -> Result<Matrix> {
+        let scheme = how.scheme;
         let checkpoint = &self.checkpoints[owner];
         let members = self.kinds[block].together(checkpoint)?;
         let (n, k) = (part.rows.len(), part.shape[1]);
@@ -334,11 +416,11 @@ impl Loader {
             });
             let ends: Vec<usize> = ends.collect();
             let rows = |index: usize| ends[index] - members[index].rows.len()..ends[index];
-            if let Entry::Vacant(vacant) = joints.entry((owner, scheme)) {
+            if let Entry::Vacant(vacant) = joints.entry((owner, how)) {
                 let mut wanted = true;
                 for member in &members {
                     let (stored, _) = checkpoint.tensors().describe(&member.name)?;
-                    wanted &= self.schemes(block, owner, member, stored).contains(&scheme);
+                    wanted &= self.packings(block, owner, member, stored).contains(&how);
                 }
                 let total = ends.last().copied().unwrap_or(0);
                 let fits = Matrix::bytes_of(scheme, total, k) <= self.gpu.max_binding_bytes();
@@ -348,7 +430,7 @@ impl Loader {
                     .transpose()?;
                 vacant.insert(joint);
             }
-            let joint = joints.get(&(owner, scheme)).and_then(Option::as_ref);
+            let joint = joints.get(&(owner, how)).and_then(Option::as_ref);
             if let Some(matrix) = joint.and_then(|joint| joint.rows(rows(own))) {
                 return Ok(matrix);
             }
@@ -359,9 +441,10 @@ impl Loader {
     /// Every arm's block of what was made; arms of which all parts are the same share one.
     fn assemble(&mut self, block: usize, made: &HashMap<(usize, String), Made>) -> Result<Blocks> {
         let kind = self.kinds[block].clone();
-        let mut known: HashMap<Vec<(usize, Option<Scheme>)>, Arc<Block>> = HashMap::new();
+        let mut known: HashMap<Vec<(usize, Option<Packing>)>, Arc<Block>> = HashMap::new();
         let mut blocks = Vec::with_capacity(self.arms.len());
-        for (checkpoint, source) in self.arms.clone() {
+        for arm in self.arms.clone() {
+            let checkpoint = arm.checkpoint;
             let parts = kind.parts(&self.checkpoints[checkpoint])?;
             let mut key = Vec::with_capacity(parts.len());
             let mut things = Vec::with_capacity(parts.len());
@@ -370,14 +453,12 @@ impl Loader {
                 let Some(thing) = made.get(&(owner, part.name.clone())) else {
                     unreachable!("{} was loaded", part.name)
                 };
-                let scheme = match thing {
+                let how = match thing {
                     Made::Vector(_) => None,
-                    Made::Matrices(stored, _) => {
-                        Some(kind.scheme(*stored, source.precision_of(&part.name), self.quantize_head))
-                    }
+                    Made::Matrices(stored, _) => Some(self.packing(block, &arm, &part.name, *stored)),
                 };
-                key.push((owner, scheme));
-                things.push((part, thing, scheme));
+                key.push((owner, how));
+                things.push((part, thing, how));
             }
             if let Some(block) = known.get(&key) {
                 blocks.push(Arc::clone(block));
@@ -391,17 +472,17 @@ impl Loader {
     }
 
     /// A block of its parts: a norm, then matrices, each with its bias after it if it has one.
-    fn build(&mut self, kind: &Kind, things: Vec<(Part, &Made, Option<Scheme>)>) -> Result<Block> {
+    fn build(&mut self, kind: &Kind, things: Vec<(Part, &Made, Option<Packing>)>) -> Result<Block> {
         let mut norm = None;
         let mut pieces: Vec<Piece> = Vec::new();
-        for (part, thing, scheme) in things {
+        for (part, thing, how) in things {
             match (thing, part.role) {
                 (Made::Vector(buffer), _) => match pieces.last_mut() {
                     None => norm = Some(buffer.clone()),
                     Some(piece) => piece.bias = Some(buffer.clone()),
                 },
                 (Made::Matrices(_, matrices), Role::Matrix { finish, launched }) => {
-                    let Some(matrix) = matrices.iter().find(|matrix| Some(matrix.scheme) == scheme) else {
+                    let Some((_, matrix)) = matrices.iter().find(|(own, _)| Some(*own) == how) else {
                         unreachable!("{} was packed for every arm", part.name)
                     };
                     pieces.push(Piece { matrix: matrix.clone(), bias: None, finish, launched });
@@ -482,4 +563,10 @@ impl Loader {
         self.products.insert(class, products.clone());
         Ok(products)
     }
+}
+
+/// A tensor as the packer takes it.
+fn as_stored<'a>(part: &'a Part, tensor: &'a Tensor) -> Stored<'a> {
+    let (n, k) = (part.rows.len(), part.shape[1]);
+    Stored { name: &part.name, dtype: tensor.dtype, bytes: &tensor.bytes, n, k }
 }

@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, Config};
 use crate::error::Result;
 use crate::kernels::{FOLD_CHUNK, Finish, Matrix, Packer};
 use crate::model::weights::{FINAL_NORM, Linear, Norm, head_name};
-use crate::quant::{Precision, Scheme};
+use crate::quant::{Precision, Rounding, Scheme};
 
 /// What a tensor is to its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,16 @@ pub(super) enum Role {
     Vector,
     /// A matrix, packed; `launched` rows are multiplied at a time, its own or with those of matrices beside it.
     Matrix { finish: Finish, launched: usize },
+}
+
+/// How a matrix is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Packing {
+    pub(super) scheme: Scheme,
+    /// Nearest in full precision.
+    pub(super) rounding: Rounding,
+    /// The checkpoint from which the update leads, if the rounding asks for it.
+    pub(super) target: Option<usize>,
 }
 
 /// A tensor of a block.
@@ -136,14 +146,16 @@ impl Kind {
                 }
                 Role::Matrix { .. } => {
                     bytes.uploaded += (n * k * width) as u64;
-                    let mut schemes: Vec<_> = precisions
-                        .iter()
-                        .map(|precision| self.scheme(stored, *precision, quantize_head))
-                        .collect();
-                    schemes.sort_unstable();
-                    schemes.dedup();
-                    bytes.device += schemes.iter().map(|scheme| Matrix::bytes_of(*scheme, n, k)).sum::<u64>();
-                    if !schemes.iter().any(|scheme| scheme.is_full()) {
+                    let packing = |precision: &Precision| {
+                        let scheme = self.scheme(stored, *precision, quantize_head);
+                        (scheme, if scheme.is_full() { Rounding::Nearest } else { precision.rounding() })
+                    };
+                    let mut packings: Vec<_> = precisions.iter().map(packing).collect();
+                    packings.sort_unstable();
+                    packings.dedup();
+                    let sizes = packings.iter().map(|(scheme, _)| Matrix::bytes_of(*scheme, n, k));
+                    bytes.device += sizes.sum::<u64>();
+                    if !packings.iter().any(|(scheme, _)| scheme.is_full()) {
                         bytes.staging = bytes.staging.max(Packer::staging_bytes(stored, n, k));
                     }
                 }

@@ -1,0 +1,61 @@
+//! Flags that add arms in kept rounding to an audit.
+
+use std::str::FromStr;
+
+use clap::Args;
+
+use crate::quant::Share;
+
+/// What `--keep auto` chooses from.
+const CHOICE: [f64; 6] = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
+/// Whether and how much of each update is kept.
+#[derive(Clone, Debug, Args)]
+pub(super) struct RepairArgs {
+    /// Also run every unlearned model in kept rounding, beside each 4-bit precision: rounding that moves a few codes so that
+    /// the update from the target survives
+    #[arg(long)]
+    repair: bool,
+
+    /// Share of the update that --repair keeps, 0 to 1; or auto: the smallest of 0.5, 0.6 ... 1 whose forget metrics lie within
+    /// the intervals of the model at full precision
+    #[arg(long, value_name = "SHARE", default_value = "0.9", requires = "repair")]
+    keep: Keep,
+
+    /// Dose and response: run kept rounding at each of these shares
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    dose: Vec<Share>,
+}
+
+impl RepairArgs {
+    /// All shares to run, ascending, each once; and whether one of them is to be chosen.
+    pub(super) fn doses(&self) -> (Vec<Share>, bool) {
+        let mut doses = self.dose.clone();
+        match self.keep {
+            Keep::Share(share) if self.repair => doses.push(share),
+            Keep::Auto if self.repair => doses.extend(CHOICE.into_iter().filter_map(Share::new)),
+            Keep::Share(_) | Keep::Auto => {}
+        }
+        doses.sort_unstable();
+        doses.dedup();
+        (doses, self.repair && self.keep == Keep::Auto)
+    }
+}
+
+/// The value of `--keep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    Share(Share),
+    Auto,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Share).map_err(|expected| format!("{expected}, or auto")),
+        }
+    }
+}
