@@ -6,8 +6,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+
+use super::adapters;
 use undertext::checkpoint::Checkpoint;
-use undertext::quant::{Draw, Kept, KeptRow, Packed, Scheme, decode, encode, keep, neighbour, stochastic};
+use undertext::gpu::Commands;
+use undertext::kernels::{Packer, Stored, Want, registry};
+use undertext::quant::{
+    Draw, Kept, KeptRow, Packed, Rounding, Rows, Scheme, Share, decode, encode, keep, neighbour, round,
+    stochastic,
+};
 
 fn quantizing() -> impl Iterator<Item = Scheme> {
     Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full())
@@ -74,7 +81,9 @@ fn kept_codes_equal_numpy() {
             for (share, want) in shares {
                 let got = keep(scheme, &t, &u, rows, cols, share.parse().unwrap());
                 let want = hex(&want, scheme.bits() as usize / 4);
-                assert_eq!(codes(&got.packed), want, "{name} {scheme} at {share}");
+                let differ = codes(&got.packed).iter().zip(&want).filter(|(got, want)| got != want).count();
+                assert_eq!(differ, 0, "{name} {scheme} at {share}: of {} codes", want.len());
+                assert_eq!(rows * cols, want.len());
                 compared += want.len();
                 moved += got.rows.iter().map(|row| row.moved).sum::<u64>();
             }
@@ -224,3 +233,57 @@ fn draws_are_fixed_and_even() {
 }
 
 const FIRST_DRAWS: [u32; 3] = [0x3f29_8b49, 0x3d0d_02f0, 0x3f19_8c15];
+
+#[test]
+fn the_device_keeps_as_the_host() {
+    let kernel = registry().into_iter().find(|kernel| kernel.name == "keep").unwrap();
+    for gpu in adapters::all() {
+        for case in (kernel.cases)().into_iter().filter(|case| !case.timed) {
+            let prepared = (case.prepare)(gpu).unwrap();
+            let mut commands = Commands::new();
+            (prepared.record)(&mut commands);
+            commands.submit(gpu).unwrap();
+            for output in &prepared.outputs {
+                let want = (output.want)();
+                let got = gpu.read::<u32>(&output.buffer, want.len()).unwrap();
+                let wrong =
+                    got.iter().zip(&want).filter(|(got, want)| Want::Exactly(**got) != **want).count();
+                assert_eq!(wrong, 0, "{} on {}: of {} words", case.name, adapters::name(gpu), want.len());
+            }
+        }
+    }
+}
+
+/// The demo's matrices, which differ in shape and end inside a block of rows.
+#[test]
+fn matrices_are_rounded_on_the_device_as_on_the_host() {
+    let matrices = matrices("npo_gdr");
+    for gpu in adapters::all() {
+        let mut packer = Packer::always_on_device();
+        for (scheme, rounding) in [
+            (Scheme::Int4 { group: 128 }, Rounding::Kept(Share::USUAL)),
+            (Scheme::Nf4B64, Rounding::Kept(Share::ALL)),
+            (Scheme::Int4Asym { group: 128 }, Rounding::Stochastic(3)),
+            (Scheme::Int8, Rounding::Aligned),
+        ] {
+            for (t, u, n, k) in &matrices[..9] {
+                let (n, k) = (*n, *k);
+                let stored = |weights| Stored {
+                    name: "w",
+                    dtype: Scheme::F32,
+                    bytes: bytemuck::cast_slice::<f32, u8>(weights),
+                    n,
+                    k,
+                };
+                let matrix = Packer::allocate(gpu, "w", scheme, n, k).unwrap();
+                packer.round_into(gpu, &matrix, rounding, stored(&u[..]), Some(stored(&t[..])), 0).unwrap();
+                let what = Rows { weights: u, target: Some(t), rows: n, cols: k, tensor: "w", first: 0 };
+                let want = round(scheme, rounding, what).packed;
+                let part = &matrix.parts[0];
+                let place = format!("{scheme} {rounding} on {}", adapters::name(gpu));
+                assert_eq!(gpu.read::<u32>(&part.weights, want.words.len()).unwrap(), want.words, "{place}");
+                assert_eq!(gpu.read::<f32>(&part.scales, want.scales.len()).unwrap(), want.scales, "{place}");
+            }
+        }
+    }
+}

@@ -123,6 +123,7 @@ pub(crate) fn findings() -> Findings {
             unlearned,
             precision,
             value: Measured::Value(value),
+            moved: None,
         })
     });
     let survival = survival.collect();

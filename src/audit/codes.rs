@@ -119,11 +119,11 @@ impl Codes {
 }
 
 /// A matrix that both checkpoints have.
-struct Matrix {
+pub(super) struct Matrix {
     layer: Option<usize>,
     module: &'static str,
-    name: String,
-    shape: [usize; 2],
+    pub(super) name: String,
+    pub(super) shape: [usize; 2],
 }
 
 /// Streams both checkpoints and compares every matrix that a scheme applies to.
@@ -201,7 +201,11 @@ fn compare_rows(schemes: &[Scheme], target: &[f32], unlearned: &[f32], cols: usi
 }
 
 /// The matrices to compare, after a check that both checkpoints have the same.
-fn matrices(target: &Checkpoint, unlearned: &Checkpoint, quantize_head: bool) -> Result<Vec<Matrix>> {
+pub(super) fn matrices(
+    target: &Checkpoint,
+    unlearned: &Checkpoint,
+    quantize_head: bool,
+) -> Result<Vec<Matrix>> {
     let (ours, theirs) = (target.config(), unlearned.config());
     if ours.layers != theirs.layers {
         return Err(differ(target, unlearned, "the number of layers", &ours.layers, &theirs.layers));

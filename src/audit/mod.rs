@@ -21,6 +21,8 @@ mod localize;
 mod packing;
 mod plan;
 mod quantize;
+mod repair;
+mod rounded;
 mod run;
 mod series;
 mod statistics;
@@ -36,6 +38,7 @@ pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSourc
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
 pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, quantize};
+pub use repair::{Change, Chosen, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};

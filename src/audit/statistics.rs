@@ -2,12 +2,13 @@
 
 use super::findings::{ArmResult, Field, Findings, MEANS, RECOVERED, Recovered, Reference};
 use super::plan::{Plan, Role};
+use super::repair::{Change, Repaired};
 use super::verdict::Criteria;
 use super::weighted::{Known, interval, plain, ratio, sum};
 use crate::metrics::bootstrap::Resamples;
 use crate::metrics::hypothesis::{Alternative, holm, sign_flip_test};
 use crate::metrics::membership::{priv_leak, resampled_aucs};
-use crate::quant::Precision;
+use crate::quant::{Precision, Rounding};
 
 /// Lower and upper end of a 95 % percentile interval; none where there is nothing to resample, or where the statistic is
 /// not defined on so many resamples that an end would fall among these.
@@ -91,6 +92,8 @@ pub struct Statistics {
     pub recovery: Vec<(Recovered, Evidence)>,
     /// Target, then retrained model; by precision, then metric.
     pub controls: Vec<Control>,
+    /// By model, then by precision: the arms in roundings that are not the nearest.
+    pub repaired: Vec<Repaired>,
 }
 
 /// Streams of the generator: one for each question set, so that none depends on another.
@@ -109,8 +112,12 @@ impl Statistics {
             let evidence = resampled.evidence(&recovered);
             (recovered, evidence)
         });
-        let mut statistics =
-            Self { arms: arms.collect(), recovery: recovery.collect(), controls: resampled.controls() };
+        let mut statistics = Self {
+            arms: arms.collect(),
+            recovery: recovery.collect(),
+            controls: resampled.controls(),
+            repaired: resampled.repaired(),
+        };
         statistics.adjust(|evidence| (evidence.p_recovered, &mut evidence.p_recovered_holm));
         statistics.adjust(|evidence| (evidence.p_held, &mut evidence.p_held_holm));
         statistics
@@ -269,6 +276,24 @@ impl<'a> Resampled<'a> {
             }
         }
         controls
+    }
+
+    fn repaired(&self) -> Vec<Repaired> {
+        let arms = self.findings.quantized_unlearned();
+        let rounded = arms.filter(|arm| arm.precision.rounding() != Rounding::Nearest);
+        let repaired = |arm: &ArmResult| {
+            let change = |(place, (metric, _)): (usize, &(&'static str, Field))| {
+                let own = self.arm(place, arm.model, arm.precision);
+                let from = |precision| {
+                    let other = self.arm(place, arm.model, precision);
+                    own.zip(other).map(|(own, other)| sum(&[(1.0, own), (-1.0, other)]))
+                };
+                Change { metric, from_nearest: from(arm.precision.plain()), from_full: from(Precision::Full) }
+            };
+            let changes = MEANS.iter().enumerate().map(change).collect();
+            Repaired { unlearned: arm.model, precision: arm.precision, changes }
+        };
+        rounded.map(repaired).collect()
     }
 
     /// What is known of an arm's mean; `None` if it has none.

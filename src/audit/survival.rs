@@ -4,6 +4,7 @@ use super::codes::{CodesPlan, compare_codes};
 use super::divergence::{AnswerSet, FourWay};
 use super::findings::Findings;
 use super::plan::Plan;
+use super::rounded::tally;
 use super::statistics::Statistics;
 use crate::metrics::Measured;
 use crate::metrics::correlation::spearman;
@@ -18,6 +19,8 @@ pub struct Survival {
     pub precision: Precision,
     /// `<Q(u) - Q(t), u - t> / <u - t, u - t>` over all quantized weights: 1 all of the update, 0 nothing.
     pub value: Measured,
+    /// Codes that are not the nearest, of how many; `None` in nearest rounding and where the pair cannot be compared.
+    pub moved: Option<(u64, u64)>,
 }
 
 /// Reads the target and every unlearned checkpoint once more, and gives the survivals with the bytes read.
@@ -30,6 +33,8 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
         Precision::Full | Precision::Quantized(..) => None,
     });
     let schemes: Vec<_> = schemes.collect();
+    let rounded = plan.precisions.iter().copied();
+    let rounded: Vec<_> = rounded.filter(|precision| precision.rounding() != Rounding::Nearest).collect();
     let (mut all, mut bytes) = (Vec::new(), 0);
     if schemes.is_empty() {
         return (all, bytes);
@@ -42,20 +47,47 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
             schemes: schemes.clone(),
             quantize_head: plan.quantize_head,
         };
-        let codes = compare_codes(codes, &mut |done, total| watch(&model.name, done, total));
+        let passes = if rounded.is_empty() { 1 } else { 2 };
+        let paths = [plan.models[Plan::TARGET].path.as_path(), model.path.as_path()];
+        let mut weights = 0;
+        let codes = compare_codes(codes, &mut |done, total| {
+            weights = total;
+            watch(&model.name, done, passes * total);
+        });
         bytes += codes.as_ref().map_or(0, |codes| codes.disk_bytes);
         for (index, &scheme) in schemes.iter().enumerate() {
             let value = match &codes {
-                Ok(codes) => codes.sum(index, |_| true).survival().map_or_else(
-                    || Measured::Missing("no weight changed, or a quantized value is beyond f32".to_owned()),
-                    Measured::Value,
-                ),
+                Ok(codes) => codes.sum(index, |_| true).survival().map_or_else(no_update, Measured::Value),
                 Err(error) => Measured::Missing(error.to_string()),
             };
-            all.push(Survival { unlearned, precision: Precision::nearest(scheme), value });
+            all.push(Survival { unlearned, precision: Precision::nearest(scheme), value, moved: None });
+        }
+        if rounded.is_empty() {
+            continue;
+        }
+        let tallies = tally(paths, &rounded, plan.quantize_head, &mut |done, _| {
+            watch(&model.name, (weights + done).min(2 * weights), 2 * weights);
+        });
+        bytes += tallies.as_ref().map_or(0, |(_, read)| *read);
+        for (index, &precision) in rounded.iter().enumerate() {
+            let (value, moved) = match &tallies {
+                Ok((tallies, _)) => {
+                    let tally = &tallies[index];
+                    (
+                        tally.survival().map_or_else(no_update, Measured::Value),
+                        Some((tally.moved, tally.weights)),
+                    )
+                }
+                Err(error) => (Measured::Missing(error.to_string()), None),
+            };
+            all.push(Survival { unlearned, precision, value, moved });
         }
     }
     (all, bytes)
+}
+
+fn no_update() -> Measured {
+    Measured::Missing("no weight changed, or a quantized value is beyond f32".to_owned())
 }
 
 impl Findings {

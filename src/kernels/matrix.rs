@@ -37,6 +37,12 @@ pub struct Part {
 }
 
 impl Matrix {
+    /// A `[n, k]` matrix in one part.
+    pub(super) fn whole(scheme: Scheme, [n, k]: [usize; 2], weights: &Buffer, scales: &Buffer) -> Self {
+        let parts = vec![Part { rows: 0..n, weights: weights.clone(), scales: scales.clone() }];
+        Self { scheme, n, k, parts }
+    }
+
     /// Bytes that one row takes, without scales.
     #[must_use]
     pub fn row_bytes(&self) -> usize {

@@ -10,6 +10,7 @@ mod divergence;
 mod entropy;
 mod family;
 mod fold;
+mod keep;
 mod link;
 mod matmul;
 mod matrix;
@@ -69,7 +70,7 @@ impl Kernel {
 /// All kernels.
 #[must_use]
 pub fn registry() -> Vec<Kernel> {
-    let mut kernels = vec![pack::SCALES, pack::CODES];
+    let mut kernels = vec![pack::SCALES, pack::CODES, keep::KERNEL];
     kernels.extend(matmul::KERNELS);
     kernels.extend([
         matvec::WORKGROUP,

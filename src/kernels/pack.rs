@@ -84,7 +84,9 @@ pub struct Stored<'a> {
 /// Holds the memory through which stored rows pass that no full-precision matrix keeps on the device.
 #[derive(Debug, Default)]
 pub struct Packer {
-    staging: Option<Buffer>,
+    pub(super) staging: Option<Buffer>,
+    pub(super) rounding: Option<super::round::Staging>,
+    pub(super) always_on_device: bool,
 }
 
 impl Packer {
@@ -142,14 +144,8 @@ impl Packer {
         assert!(k.is_multiple_of(8) && bytes.len() == n * row_bytes, "{name}: not a [{n}, {k}] of {dtype}");
         let full = matrices.iter().find(|matrix| matrix.scheme.is_full());
         let quantized = matrices.iter().filter(|matrix| !matrix.scheme.is_full());
-        let kernels: Vec<_> = quantized
-            .map(|matrix| {
-                Ok((
-                    gpu.pipeline(&scales_source(matrix.scheme, dtype))?,
-                    gpu.pipeline(&codes_source(matrix.scheme, dtype))?,
-                ))
-            })
-            .collect::<Result<_>>()?;
+        let kernels = quantized.map(|matrix| PackKernels::new(gpu, matrix.scheme, dtype));
+        let kernels = kernels.collect::<Result<Vec<_>>>()?;
 
         let block = block_rows(row_bytes);
         if full.is_none() {
@@ -170,8 +166,8 @@ impl Packer {
             gpu.write(&raw, part);
             let quantized = matrices.iter().filter(|matrix| !matrix.scheme.is_full());
             let mut commands = Commands::new();
-            for (matrix, (scales, codes)) in quantized.zip(&kernels) {
-                record(&mut commands, [scales, codes], &raw, matrix, rows.clone());
+            for (matrix, kernels) in quantized.zip(&kernels) {
+                kernels.record(&mut commands, &raw, matrix, rows.clone());
             }
             commands.submit(gpu)?;
         }
@@ -243,43 +239,53 @@ fn rows_of(
     buffer(part).slice((first * row_bytes) as u64, (rows.len() * row_bytes) as u64)
 }
 
-/// Records the packing of `rows`, whose stored values are `raw`.
-fn record(
-    commands: &mut Commands,
-    [scales_kernel, codes_kernel]: [&Arc<Pipeline>; 2],
-    raw: &Buffer,
-    matrix: &Matrix,
-    rows: Range<usize>,
-) {
-    let (scheme, k) = (matrix.scheme, matrix.k);
-    let row_words = k / scheme.per_word();
-    // A part may end inside a block that was uploaded at once.
-    for (part, own, first) in matrix.parts_of(rows.clone()) {
-        let Some(grouping) = scheme.grouping(own.len(), k) else { continue };
-        let words = own.len() * row_words;
-        let codes = part.weights.slice((4 * own.start * row_words) as u64, 4 * words as u64);
-        let scales = part.scales.slice(
-            4 * scale_count(scheme, own.start, k) as u64,
-            4 * scale_count(scheme, own.len(), k) as u64,
-        );
-        let raw_row = raw.bytes() / rows.len() as u64;
-        let raw = raw.slice(first as u64 * raw_row, own.len() as u64 * raw_row);
-        let (row_len, group, per_row) =
-            (small(grouping.row_len), small(grouping.group), small(grouping.per_row));
-        commands.dispatch(
-            scales_kernel,
-            &ScalesParams { groups: small(grouping.count), row_len, group, per_row },
-            &[("raw", &raw), ("scales", &scales)],
-            Grid::flat(grouping.count.div_ceil((WG / group_lanes(scheme)) as usize)),
-            moving(usize::try_from(raw.bytes()).unwrap_or(usize::MAX)),
-        );
-        commands.dispatch(
-            codes_kernel,
-            &CodesParams { words: small(words), row_len, group, per_row },
-            &[("raw", &raw), ("scales", &scales), ("codes", &codes)],
-            Grid::flat(words.div_ceil(WG as usize)),
-            moving(usize::try_from(raw.bytes()).unwrap_or(usize::MAX).saturating_add(4 * words)),
-        );
+/// Packing from one dtype into one scheme.
+pub(super) struct PackKernels {
+    scales: Arc<Pipeline>,
+    codes: Arc<Pipeline>,
+}
+
+impl PackKernels {
+    /// # Errors
+    ///
+    /// If a shader does not compile.
+    pub(super) fn new(gpu: &Gpu, scheme: Scheme, dtype: Scheme) -> Result<Self> {
+        let scales = gpu.pipeline(&scales_source(scheme, dtype))?;
+        Ok(Self { scales, codes: gpu.pipeline(&codes_source(scheme, dtype))? })
+    }
+
+    /// Records the packing of `rows`, whose stored values are `raw`.
+    pub(super) fn record(&self, commands: &mut Commands, raw: &Buffer, matrix: &Matrix, rows: Range<usize>) {
+        let (scheme, k) = (matrix.scheme, matrix.k);
+        let row_words = k / scheme.per_word();
+        // A part may end inside a block that was uploaded at once.
+        for (part, own, first) in matrix.parts_of(rows.clone()) {
+            let Some(grouping) = scheme.grouping(own.len(), k) else { continue };
+            let words = own.len() * row_words;
+            let codes = part.weights.slice((4 * own.start * row_words) as u64, 4 * words as u64);
+            let scales = part.scales.slice(
+                4 * scale_count(scheme, own.start, k) as u64,
+                4 * scale_count(scheme, own.len(), k) as u64,
+            );
+            let raw_row = raw.bytes() / rows.len() as u64;
+            let raw = raw.slice(first as u64 * raw_row, own.len() as u64 * raw_row);
+            let (row_len, group, per_row) =
+                (small(grouping.row_len), small(grouping.group), small(grouping.per_row));
+            commands.dispatch(
+                &self.scales,
+                &ScalesParams { groups: small(grouping.count), row_len, group, per_row },
+                &[("raw", &raw), ("scales", &scales)],
+                Grid::flat(grouping.count.div_ceil((WG / group_lanes(scheme)) as usize)),
+                moving(usize::try_from(raw.bytes()).unwrap_or(usize::MAX)),
+            );
+            commands.dispatch(
+                &self.codes,
+                &CodesParams { words: small(words), row_len, group, per_row },
+                &[("raw", &raw), ("scales", &scales), ("codes", &codes)],
+                Grid::flat(words.div_ceil(WG as usize)),
+                moving(usize::try_from(raw.bytes()).unwrap_or(usize::MAX).saturating_add(4 * words)),
+            );
+        }
     }
 }
 
@@ -344,11 +350,9 @@ fn case(scheme: Scheme, dtype: Scheme, n: usize, k: usize, timed: bool) -> Case 
 /// Unlike [`Packer::pack`] this does not upload in `record`: benches time the kernels.
 fn prepare(gpu: &Gpu, scheme: Scheme, dtype: Scheme, n: usize, k: usize) -> Result<Prepared> {
     let bytes = stored(dtype, &awkward_weights(7, n, k));
-    let scales_kernel = gpu.pipeline(&scales_source(scheme, dtype))?;
-    let codes_kernel = gpu.pipeline(&codes_source(scheme, dtype))?;
+    let kernels = PackKernels::new(gpu, scheme, dtype)?;
     let Some(grouping) = scheme.grouping(n, k) else { unreachable!("a quantizing scheme") };
     let raw = gpu.upload("raw", &bytes)?;
-    let work = moving(bytes.len());
     let words = n * k / scheme.per_word();
     let scales = unwritten(gpu, "scales", grouping.count * scheme.values_per_group())?;
     let codes = unwritten(gpu, "codes", words)?;
@@ -369,26 +373,8 @@ fn prepare(gpu: &Gpu, scheme: Scheme, dtype: Scheme, n: usize, k: usize) -> Resu
         output("scales", &scales, want(|packed| packed.scales.iter().map(|s| s.to_bits()).collect())),
         output("codes", &codes, want(|packed| packed.words.clone())),
     ];
-    let (row_len, group, per_row) = (small(grouping.row_len), small(grouping.group), small(grouping.per_row));
-    let scale_params = ScalesParams { groups: small(grouping.count), row_len, group, per_row };
-    let code_params = CodesParams { words: small(words), row_len, group, per_row };
-    let scale_grid = Grid::flat(grouping.count.div_ceil((WG / group_lanes(scheme)) as usize));
-    let record = move |commands: &mut Commands| {
-        commands.dispatch(
-            &scales_kernel,
-            &scale_params,
-            &[("raw", &raw), ("scales", &scales)],
-            scale_grid,
-            1,
-        );
-        commands.dispatch(
-            &codes_kernel,
-            &code_params,
-            &[("raw", &raw), ("scales", &scales), ("codes", &codes)],
-            Grid::flat(words.div_ceil(WG as usize)),
-            work,
-        );
-    };
+    let matrix = Matrix::whole(scheme, [n, k], &codes, &scales);
+    let record = move |commands: &mut Commands| kernels.record(commands, &raw, &matrix, 0..n);
     Ok(Prepared { record: Box::new(record), outputs })
 }
 

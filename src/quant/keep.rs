@@ -17,7 +17,9 @@
 //! excess <= p * |d|          f32, one rounded product
 //! ```
 //!
-//! and no quotient is ever formed. The set that `p` admits grows with `p`, because rounding is monotone. **Definition**: the
+//! and no quotient is ever formed; a move without excess is admitted by every price that is not negative. Subnormal numbers,
+//! which a device may or may not keep, count as 0 wherever they come up. The set that `p` admits grows with `p`, because
+//! rounding is monotone. **Definition**: the
 //! codes are found in at most [`ROUNDS`] rounds; the tolerance is 2^-[`TOLERANCE_SHIFT`] of the goal. While more than the
 //! tolerance is left of the need, a round looks at the moves not yet made that bring at most what is left and the tolerance
 //! (in a row of few codes one move may be half of the update, so that without this a row would miss its goal by as much).
@@ -152,7 +154,7 @@ struct Move {
 impl Move {
     /// Whether it is worth a price.
     fn admitted(&self, price: f32) -> bool {
-        self.excess <= price * self.delta
+        if self.excess == 0.0 { price >= 0.0 } else { self.excess <= normal(price * self.delta) }
     }
 
     /// The place of the least price that admits it.
@@ -180,9 +182,8 @@ impl Row<'_> {
         let terms = || {
             self.columns().map(|index| {
                 let delta = self.delta(index);
-                let (wanted, had) =
-                    (share * (delta * delta), (values[index] - self.target_values[index]) * delta);
-                (wanted, had)
+                let wanted = normal(share * normal(delta * delta));
+                (wanted, normal((values[index] - self.target_values[index]) * delta))
             })
         };
         let (along, against) = (self.moves(&values, true), self.moves(&values, false));
@@ -213,7 +214,7 @@ impl Row<'_> {
 
     /// `u - t`, rounded to f32 once.
     fn delta(&self, index: usize) -> f32 {
-        self.unlearned[index] - self.target[index]
+        normal(normal(self.unlearned[index]) - normal(self.target[index]))
     }
 
     /// The value of `code` at a column.
@@ -237,10 +238,11 @@ impl Row<'_> {
             }
             let up = (delta > 0.0) == along;
             let code = neighbour(self.nearest.scheme, self.nearest.code(self.start + index), up)?;
-            let (old, new, weight) = (values[index], self.value(index, code), self.unlearned[index]);
+            let (old, new, weight) = (values[index], self.value(index, code), normal(self.unlearned[index]));
             let beyond = (new - weight) + (old - weight);
-            let excess = if up { beyond } else { -beyond };
-            Some(Move { index, code, delta: delta.abs(), excess, gain: ((new - old) * delta).abs() })
+            let excess = normal(if up { beyond } else { -beyond });
+            let gain = normal(((new - old) * delta).abs());
+            Some(Move { index, code, delta: delta.abs(), excess, gain })
         });
         moves.collect()
     }
@@ -341,6 +343,11 @@ fn fill(mut candidates: Vec<Move>, unit: Unit, left: &mut i64, tolerance: i64) -
         }
     }
     (chosen, others)
+}
+
+/// 0 for a subnormal number.
+fn normal(value: f32) -> f32 {
+    if value.is_subnormal() { 0.0 } else { value }
 }
 
 /// A float's place among all floats.

@@ -63,6 +63,12 @@ pub struct Survival {
     pub precision: String,
     /// `<Q(u) - Q(t), u - t> / <u - t, u - t>`.
     pub value: Option<f64>,
+    /// Codes that are not the nearest, in a rounding that is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<u64>,
+    /// Of how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<u64>,
     /// Why there is no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -186,7 +192,8 @@ pub(super) fn survival(findings: &Findings) -> Vec<Survival> {
     let survival = |survival: &audit::Survival| {
         let (value, reason) = parts(&survival.value);
         let unlearned = findings.plan.models[survival.unlearned].name.clone();
-        Survival { unlearned, precision: survival.precision.to_string(), value, reason }
+        let (moved, weights) = survival.moved.unzip();
+        Survival { unlearned, precision: survival.precision.to_string(), value, moved, weights, reason }
     };
     findings.survival.iter().map(survival).collect()
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::divergence::{divergences, truths};
 use super::judgement::{Control, Curve, Point, Series};
+use super::repair::repairs_text;
 use super::schema::{Recovery, Report};
 use super::table::{Style, add, percent, percent_ci, rounded, short_metric, signed, table, with_half};
 
@@ -19,6 +20,13 @@ pub(super) fn write_judgement(text: &mut String, report: &Report, style: Style) 
             "\n[ ] 95 % interval   p back: of such figures if nothing came back   p held: if {} or more of the gap came back\n\
              (paired permutation tests, Holm-corrected over all rows)",
             percent(Some(report.statistics.held_below))
+        )?;
+    }
+    if !report.repairs.is_empty() {
+        writeln!(
+            text,
+            "\nRounding that keeps the update: what it brings and what it costs\n{}",
+            repairs_text(report, style)
         )?;
     }
     if !report.controls.is_empty() {

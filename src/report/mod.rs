@@ -9,6 +9,7 @@ mod judgement_text;
 pub mod localize;
 mod memory;
 pub mod quantize;
+pub mod repair;
 pub mod schema;
 mod table;
 
@@ -60,6 +61,8 @@ impl Report {
             divergence: divergence::rows(findings, &four_way),
             survival: judgement::survival(findings),
             survival_rank_correlation: judgement::correlations(findings, &statistics, &four_way),
+            repairs: repair::repairs(findings, &statistics),
+            chosen_doses: repair::chosen(findings, &statistics),
             verdicts: judgement::judged(findings, &statistics),
             series: judgement::series(findings, &statistics),
             kernels: BTreeMap::new(),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::divergence::Divergence;
 use super::judgement::{Control, Estimate, RankCorrelation, Series, Statistics, Survival, Verdict};
+use super::repair::{Chosen, Repair};
 use crate::engine::{Budget, Item, MemoryPlan};
 use crate::model::Residence;
 
@@ -51,6 +52,12 @@ pub struct Report {
     /// Of survival with `of_gap_to_target_same_precision` over all quantized unlearned arms, by metric.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub survival_rank_correlation: Vec<RankCorrelation>,
+    /// Unlearned checkpoints in roundings that are not the nearest, beside it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<Repair>,
+    /// What `--keep auto` chose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chosen_doses: Vec<Chosen>,
     /// By unlearned checkpoint, then precision.
     #[serde(default)]
     pub verdicts: Vec<Verdict>,

@@ -155,9 +155,14 @@ impl Kind {
                     packings.dedup();
                     let sizes = packings.iter().map(|(scheme, _)| Matrix::bytes_of(*scheme, n, k));
                     bytes.device += sizes.sum::<u64>();
+                    let mut staging = 0;
                     if !packings.iter().any(|(scheme, _)| scheme.is_full()) {
-                        bytes.staging = bytes.staging.max(Packer::staging_bytes(stored, n, k));
+                        staging = Packer::staging_bytes(stored, n, k);
                     }
+                    let rounding =
+                        |(scheme, rounding): &(_, _)| Packer::rounding_bytes(*scheme, *rounding, n, k);
+                    staging += packings.iter().map(rounding).max().unwrap_or(0);
+                    bytes.staging = bytes.staging.max(staging);
                 }
             }
         }

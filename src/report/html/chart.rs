@@ -38,6 +38,8 @@ pub(super) struct Line {
     pub(super) marks: Vec<Option<Mark>>,
     /// Whether whiskers are drawn and, with few marks, their numbers written.
     pub(super) prominent: bool,
+    /// Whether the line runs on where it has no mark.
+    pub(super) bridges: bool,
 }
 
 /// A picture.
@@ -95,8 +97,10 @@ impl Chart {
             write!(f, r#"<path class="grid" d="{}"/>"#, path([Some([LEFT, at]), Some([right, at])]))?;
             text(f, [LEFT - 5.0, at + 3.5], "tick", "end", &trimmed(tick))?;
         }
+        let mut free_from = f64::NEG_INFINITY;
         for (place, name) in &self.places {
             let (at, name) = (x.at(*place), shortened(name, LONGEST));
+            let half = LETTER * name.chars().count() as f64 / 2.0;
             if turned {
                 let (left, top) = (at + 4.0, bottom + 12.0);
                 write!(
@@ -104,8 +108,9 @@ impl Chart {
                     r#"<text class="tick" text-anchor="end" transform="translate({left:.1} {top:.1}) rotate(-40)">{}</text>"#,
                     Escaped(&name)
                 )?;
-            } else {
+            } else if at - half >= free_from {
                 text(f, [at, bottom + 16.0], "tick", "middle", &name)?;
+                free_from = at + half;
             }
         }
         let (above, below): (Vec<_>, Vec<_>) = self.lines.iter().partition(|line| line.prominent);
@@ -120,6 +125,7 @@ impl Chart {
         let marks = || self.places.iter().zip(&line.marks).enumerate();
         let points =
             marks().map(|(_, ((place, _), mark))| Some([x.at(*place), y.clamped(mark.as_ref()?.value)]));
+        let points = points.filter(|point| point.is_some() || !line.bridges);
         write!(f, r#"<g class="{}"><path class="line" d="{}"/>"#, line.class, path(points))?;
         for (index, ((place, _), mark)) in marks() {
             let Some(Mark { value, ci95, class }) = mark else { continue };
@@ -236,6 +242,7 @@ mod tests {
                 class: "unlearned",
                 marks: values.iter().map(|value| value.map(mark)).collect(),
                 prominent: true,
+                bridges: false,
             }],
         }
     }

@@ -20,6 +20,11 @@ fn of<'a>(arm: &'a Arm, metric: &str) -> &'a Metric {
     }
 }
 
+/// Whether a precision is in nearest rounding; the others have a section of their own.
+fn is_nearest(precision: &str) -> bool {
+    !precision.contains('+')
+}
+
 /// The picture that carries the verdict: each unlearned model between the target and the retrained model.
 pub(super) fn what_came_back(report: &Report) -> Section {
     let section = Section::new("came-back", "What came back");
@@ -33,7 +38,8 @@ pub(super) fn what_came_back(report: &Report) -> Section {
          quantized has come back. The retain set should stay up. Whiskers are 95 % intervals; marks have the colour of \
          the verdict at that precision.",
     );
-    let precisions = distinct(report.arms.iter().map(|arm| arm.precision.as_str()));
+    let precisions = report.arms.iter().map(|arm| arm.precision.as_str());
+    let precisions = distinct(precisions.filter(|precision| is_nearest(precision)));
     for (index, name) in unlearned.iter().enumerate() {
         let models = [("target", None), ("unlearned", Some(*name)), ("retrain", None)];
         let models: Vec<_> = models
@@ -70,7 +76,13 @@ fn small_multiple(
                 Some(Mark { value: (*value)?, ci95: *ci95, class: class(role, precision) })
             };
             let marks = precisions.iter().map(mark).collect();
-            Line { label: role.to_owned(), class: role, marks, prominent: role == "unlearned" }
+            Line {
+                label: role.to_owned(),
+                class: role,
+                marks,
+                prominent: role == "unlearned",
+                bridges: false,
+            }
         };
         let better =
             if metric == "knowmem_retain" { "more is better kept" } else { "less is better forgotten" };
@@ -161,7 +173,8 @@ pub(super) fn divergence(report: &Report) -> Section {
 /// One set's distances: a model a line, from full precision over the others.
 fn distances(report: &Report, index: usize, set: &str) -> Chart {
     let rows = || report.divergence.iter().filter(move |row| row.set == set);
-    let precisions = distinct(rows().map(|row| row.precision.as_str()));
+    let precisions = rows().map(|row| row.precision.as_str());
+    let precisions = distinct(precisions.filter(|precision| is_nearest(precision)));
     let mark =
         |estimate: &Estimate| Mark { value: estimate.value, ci95: estimate.ci95, class: String::new() };
     let line = |(index, name): (usize, &&str)| {
@@ -170,7 +183,13 @@ fn distances(report: &Report, index: usize, set: &str) -> Chart {
             |precision: &&str| mine().find(|row| row.precision == *precision).map(|row| mark(&row.to_target));
         let full = mine().next().map(|row: &Divergence| mark(&row.to_target_full));
         let marks = std::iter::once(full).chain(precisions.iter().map(at)).collect();
-        Line { label: (*name).to_owned(), class: LINES[index % LINES.len()], marks, prominent: false }
+        Line {
+            label: (*name).to_owned(),
+            class: LINES[index % LINES.len()],
+            marks,
+            prominent: false,
+            bridges: false,
+        }
     };
     let lines: Vec<_> =
         distinct(rows().map(|row| row.unlearned.as_str())).iter().enumerate().map(line).collect();
@@ -205,7 +224,13 @@ fn curves(index: usize, series: &Series) -> Figure {
                 .iter()
                 .map(|point| Some(Mark { value: point.value?, ci95: point.ci95, class: String::new() }));
             let class = LINES[index % LINES.len()];
-            Line { label: curve.precision.clone(), class, marks: marks.collect(), prominent: false }
+            Line {
+                label: curve.precision.clone(),
+                class,
+                marks: marks.collect(),
+                prominent: false,
+                bridges: false,
+            }
         };
         let mine = series.curves.iter().filter(|curve| curve.metric == *metric);
         let lines: Vec<_> = mine.enumerate().map(line).collect();

@@ -4,6 +4,7 @@ mod chart;
 mod figures;
 mod judged;
 mod ran;
+mod repair;
 mod svg;
 mod table;
 
@@ -28,6 +29,7 @@ pub fn report_html(report: &Report) -> String {
             judged::truths(report),
             judged::controls(report),
             judged::survival(report),
+            repair::repair(report),
             figures::series(report),
             judged::privleak(report),
             judged::arms(report),

@@ -59,7 +59,8 @@ def prices(excess, delta):
     while (low < high).any():
         middle = (low + high) >> 1
         with np.errstate(over="ignore"):
-            admitted = excess <= float_at(middle) * delta
+            price = float_at(middle)
+            admitted = np.where(excess == 0, price >= 0, excess <= price * delta)
         open_ = low < high
         high = np.where(open_ & admitted, middle, high)
         low = np.where(open_ & ~admitted, middle + 1, low)

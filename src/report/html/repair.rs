@@ -1,0 +1,157 @@
+//! Roundings that keep the update, and recovery against survival.
+
+use super::chart::{Chart, Line, Mark};
+use super::svg::domain;
+use super::table::{Cell, Table, estimate, figure, fixed, metric, none};
+use super::{Figure, MEANS, Section, verdict_class};
+use crate::report::repair::{Repair, sentences};
+use crate::report::schema::{Arm, Metric, Report};
+
+/// What the repairs do and cost; with several doses, the picture of cause and effect.
+pub(super) fn repair(report: &Report) -> Section {
+    let section = Section::new("repair", "Rounding that keeps the update");
+    if report.repairs.is_empty() {
+        return section.say("No arm was run in another rounding than the nearest (--repair, --dose).");
+    }
+    let mut section = section.say(
+        "Kept rounding moves a few codes to the neighbouring value until the wanted share of the unlearning update survives. \
+         What was forgotten should stay so at little cost to the retain set.",
+    );
+    section.paragraphs.extend(sentences(report));
+    let same = |a: &Repair, b: &Repair| (&a.unlearned, &a.nearest) == (&b.unlearned, &b.nearest);
+    for (index, repairs) in report.repairs.chunk_by(same).enumerate() {
+        let kept: Vec<_> = repairs.iter().filter(|repair| repair.keep.is_some()).collect();
+        if kept.len() > 1 {
+            section.figures.push(doses(report, index, &kept));
+        }
+    }
+    let columns = [
+        "unlearned",
+        "rounding",
+        "survival",
+        "codes moved, %",
+        "VerbMem ↓",
+        "KnowMem ↓",
+        "KnowMem retain ↑",
+        "retain, from fp16",
+        "retain, from nearest",
+    ];
+    let mut table = Table::new("Before and after, with 95 % intervals", 2, columns);
+    for repairs in report.repairs.chunk_by(same) {
+        if let Some(first) = repairs.first() {
+            row(report, &mut table, first, None);
+        }
+        repairs.iter().for_each(|repair| row(report, &mut table, repair, Some(repair)));
+    }
+    section.tables.push(table);
+    section
+}
+
+fn arm<'a>(report: &'a Report, name: &str, precision: &str) -> Option<&'a Arm> {
+    report.arms.iter().find(|arm| arm.name == name && arm.precision == precision)
+}
+
+fn of<'a>(arm: &'a Arm, metric: &str) -> &'a Metric {
+    match metric {
+        "verbmem_forget" => &arm.metrics.verbmem_forget,
+        "knowmem_forget" => &arm.metrics.knowmem_forget,
+        _ => &arm.metrics.knowmem_retain,
+    }
+}
+
+/// A repair's row, or that of the nearest rounding beside it.
+fn row(report: &Report, table: &mut Table, of_model: &Repair, repair: Option<&Repair>) {
+    let (precision, survival) = match repair {
+        Some(repair) => (&repair.precision, repair.survival),
+        None => (&of_model.nearest, of_model.survival_nearest),
+    };
+    let Some(arm) = arm(report, &of_model.unlearned, precision) else { return };
+    let moved = repair.and_then(|repair| Some(100.0 * repair.moved? as f64 / repair.weights?.max(1) as f64));
+    let number = |value: Option<f64>| value.map_or_else(|| none(None), |value| fixed(value, 2).into());
+    let retain = repair.and_then(|repair| repair.changes.last());
+    let change = |change: Option<_>| change.map_or_else(|| none(None), |change| estimate(&change, 1.0, 1));
+    let texts = [&of_model.unlearned, precision].map(|text| Cell::from(text.as_str()));
+    let metrics = MEANS.map(|(name, _)| metric(of(arm, name)));
+    let changes = [retain.and_then(|retain| retain.from_full), retain.and_then(|retain| retain.from_nearest)];
+    table.add(
+        texts.into_iter().chain([number(survival), number(moved)]).chain(metrics).chain(changes.map(change)),
+    );
+}
+
+/// Recovery, and the retain metric, against survival: kept rounding at several shares, with nearest rounding's own point.
+fn doses(report: &Report, index: usize, kept: &[&Repair]) -> Figure {
+    let (name, nearest) = (&kept[0].unlearned, &kept[0].nearest);
+    // Without a look at the weights, a kept share is where it was to land, and the nearest has no place.
+    let mut points: Vec<(f64, &str, bool)> = kept
+        .iter()
+        .filter_map(|repair| Some((repair.survival.or(repair.keep)?, repair.precision.as_str(), true)))
+        .collect();
+    points.extend(kept[0].survival_nearest.map(|survival| (survival, nearest.as_str(), false)));
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let verdict = |precision: &str| {
+        let found = report.verdicts.iter().find(|v| v.unlearned == *name && v.precision == precision);
+        found.map_or("", |found| verdict_class(&found.verdict)).to_owned()
+    };
+    let value = |key: &str, precision: &str| -> Option<Mark> {
+        let class = verdict(precision);
+        if key == "knowmem_retain" {
+            let Metric { value, ci95, .. } = of(arm(report, name, precision)?, key);
+            return Some(Mark { value: (*value)?, ci95: *ci95, class });
+        }
+        let mut rows = report.recovery.iter();
+        let row =
+            rows.find(|row| row.unlearned == *name && row.precision == precision && row.metric == key)?;
+        let percent = |share: f64| 100.0 * share;
+        let ci95 = row.of_gap_to_target_same_precision_ci95.map(|ends| ends.map(percent));
+        Some(Mark { value: percent(row.of_gap_to_target_same_precision?), ci95, class })
+    };
+    let titles = [
+        ("verbmem_forget", "VerbMem that came back, %"),
+        ("knowmem_forget", "KnowMem that came back, %"),
+        ("knowmem_retain", "KnowMem, retain set"),
+    ];
+    let chart = |(key, title): (&str, &str)| {
+        let line = |label: &str, class: &'static str, is_kept: bool, prominent: bool| Line {
+            label: label.to_owned(),
+            class,
+            marks: points
+                .iter()
+                .map(|(_, precision, kept)| (*kept == is_kept).then(|| value(key, precision))?)
+                .collect(),
+            prominent,
+            bridges: true,
+        };
+        let lines = vec![line("kept", "unlearned", true, true), line("nearest", "target", false, true)];
+        let marks = || lines.iter().flat_map(|line| &line.marks).flatten();
+        let ends = marks().flat_map(|mark| mark.ci95.unwrap_or([mark.value; 2])).chain([100.0]);
+        let places = points.iter().map(|(survival, ..)| (*survival, fixed(*survival, 2)));
+        Chart {
+            id: format!("dose{index}-{key}"),
+            title: title.to_owned(),
+            about: format!("{title}, of {name}, against the survival of the update at {nearest}."),
+            places: places.collect(),
+            domain: domain(ends),
+            decimals: 1,
+            lines,
+        }
+    };
+    let charts: Vec<_> = titles.map(chart).into_iter().filter(|chart| !chart.is_empty()).collect();
+    let columns = ["rounding", "survival", "VerbMem back, %", "KnowMem back, %", "KnowMem retain ↑"];
+    let mut numbers = Table::new(format!("The numbers: {name}"), 1, columns).folded();
+    for (survival, precision, _) in &points {
+        let cells = titles.map(|(key, _)| {
+            let mark = value(key, precision);
+            figure(
+                mark.as_ref().map(|mark| mark.value),
+                mark.as_ref().and_then(|mark| mark.ci95),
+                None,
+                1.0,
+                1,
+            )
+        });
+        let names = [Cell::from(*precision), fixed(*survival, 2).into()];
+        numbers.add(names.into_iter().chain(cells));
+    }
+    let title = format!("{name} at {nearest}: what comes back against what survives");
+    Figure { title, badges: Vec::new(), charts, gaps: Vec::new(), numbers }
+}

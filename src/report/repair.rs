@@ -1,0 +1,197 @@
+//! Roundings that keep the update beside nearest rounding: in the record, and as text.
+
+use serde::{Deserialize, Serialize};
+
+use super::judgement::Estimate;
+use super::schema::Report;
+use super::table::{Style, add, rounded, signed, table, with_half};
+use crate::audit::{self, Findings, GOOD_ENOUGH, Statistics};
+use crate::quant::Rounding;
+
+/// One unlearned checkpoint in one rounding that is not the nearest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Repair {
+    /// The checkpoint's name.
+    pub unlearned: String,
+    /// Scheme and rounding, such as `int4-g128+keep=0.9`.
+    pub precision: String,
+    /// The same scheme in nearest rounding.
+    pub nearest: String,
+    /// `kept`, `aligned` or `stochastic`.
+    pub rounding: String,
+    /// The share of the update that kept rounding was to keep.
+    pub keep: Option<f64>,
+    /// What survives of the update; `null` if the weights were not looked at.
+    pub survival: Option<f64>,
+    /// The same in nearest rounding.
+    pub survival_nearest: Option<f64>,
+    /// Codes that are not the nearest.
+    pub moved: Option<u64>,
+    /// Of how many.
+    pub weights: Option<u64>,
+    /// Nearest rounding keeps so much of the update that nothing needs repair.
+    pub nothing_to_repair: bool,
+    /// `--keep auto` chose this share.
+    pub chosen: bool,
+    /// VerbMem forget, KnowMem forget, KnowMem retain.
+    pub changes: Vec<Change>,
+}
+
+/// How a metric differs, x100, paired by example.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// The metric.
+    pub metric: String,
+    /// From nearest rounding.
+    pub from_nearest: Option<Estimate>,
+    /// From the model at full precision.
+    pub from_full: Option<Estimate>,
+}
+
+/// What `--keep auto` chose for an unlearned checkpoint and a scheme.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The checkpoint's name.
+    pub unlearned: String,
+    /// The scheme.
+    pub nearest: String,
+    /// Scheme and share; `null` if no share that was run is enough.
+    pub precision: Option<String>,
+}
+
+pub(super) fn chosen(findings: &Findings, statistics: &Statistics) -> Vec<Chosen> {
+    let chosen = |chosen: audit::Chosen| Chosen {
+        unlearned: findings.plan.models[chosen.unlearned].name.clone(),
+        nearest: chosen.precision.to_string(),
+        precision: chosen.dose.map(|dose| dose.to_string()),
+    };
+    audit::chosen_doses(findings, statistics).into_iter().map(chosen).collect()
+}
+
+pub(super) fn repairs(findings: &Findings, statistics: &Statistics) -> Vec<Repair> {
+    let doses = audit::chosen_doses(findings, statistics);
+    let repair = |repaired: &audit::Repaired| {
+        let audit::Repaired { unlearned, precision, changes } = repaired;
+        let own = findings.survival(*unlearned, *precision);
+        let value = |survival: Option<&audit::Survival>| survival.and_then(|survival| survival.value.value());
+        let nearest = value(findings.survival(*unlearned, precision.plain()));
+        let moved = own.and_then(|own| own.moved);
+        let (rounding, keep) = match precision.rounding() {
+            Rounding::Nearest => ("nearest", None),
+            // The digits that the user gave.
+            Rounding::Kept(share) => ("kept", share.to_string().parse().ok()),
+            Rounding::Aligned => ("aligned", None),
+            Rounding::Stochastic(_) => ("stochastic", None),
+        };
+        let is_own =
+            |chosen: &audit::Chosen| chosen.unlearned == *unlearned && chosen.dose == Some(*precision);
+        let change = |change: &audit::Change| Change {
+            metric: change.metric.to_owned(),
+            from_nearest: change.from_nearest.map(Into::into),
+            from_full: change.from_full.map(Into::into),
+        };
+        Repair {
+            unlearned: findings.plan.models[*unlearned].name.clone(),
+            precision: precision.to_string(),
+            nearest: precision.plain().to_string(),
+            rounding: rounding.to_owned(),
+            keep,
+            survival: value(own),
+            survival_nearest: nearest,
+            moved: moved.map(|(moved, _)| moved),
+            weights: moved.map(|(_, weights)| weights),
+            nothing_to_repair: nearest.is_some_and(|nearest| nearest > GOOD_ENOUGH),
+            chosen: doses.iter().any(is_own),
+            changes: changes.iter().map(change).collect(),
+        }
+    };
+    statistics.repaired.iter().map(repair).collect()
+}
+
+/// What the forget metrics and the retain metric do under each rounding.
+pub(super) fn repairs_text(report: &Report, style: Style) -> String {
+    let header = [
+        "unlearned",
+        "rounding",
+        "survival",
+        "codes moved",
+        "VerbMem ↓",
+        "KnowMem ↓",
+        "KnowMem retain ↑",
+        "retain, from fp16",
+        "retain, from nearest",
+    ];
+    let mut table = table(style, &header.map(str::to_owned), 2);
+    let mut row = |name: &str, precision: &str, survival: Option<f64>, repair: Option<&Repair>| {
+        let Some(arm) = report.arms.iter().find(|arm| arm.name == name && arm.precision == precision) else {
+            return;
+        };
+        let number = |value: Option<f64>, scale: f64, decimals: usize| {
+            value.map_or_else(dash, |value| format!("{:.decimals$}", rounded(value, scale)))
+        };
+        let moved = repair.and_then(|repair| Some((repair.moved?, repair.weights?)));
+        let mut cells = vec![
+            name.to_owned(),
+            precision.to_owned(),
+            number(survival, 100.0, 2),
+            moved.map_or_else(dash, |(moved, weights)| {
+                format!("{:.2} %", 100.0 * moved as f64 / weights.max(1) as f64)
+            }),
+        ];
+        let metrics = [&arm.metrics.verbmem_forget, &arm.metrics.knowmem_forget, &arm.metrics.knowmem_retain];
+        cells.extend(metrics.map(|metric| with_half(&number(metric.value, 10.0, 1), metric.ci95)));
+        let retain = repair.and_then(|repair| repair.changes.last());
+        let change = |change: Option<Estimate>| {
+            change.map_or_else(dash, |change| with_half(&signed(Some(change.value)), change.ci95))
+        };
+        cells.push(change(retain.and_then(|retain| retain.from_full)));
+        cells.push(change(retain.and_then(|retain| retain.from_nearest)));
+        add(&mut table, &cells, 2);
+    };
+    let mut before: Option<&Repair> = None;
+    for repair in &report.repairs {
+        if before
+            .is_none_or(|before| (&before.unlearned, &before.nearest) != (&repair.unlearned, &repair.nearest))
+        {
+            row(&repair.unlearned, &repair.nearest, repair.survival_nearest, None);
+        }
+        row(&repair.unlearned, &repair.precision, repair.survival, Some(repair));
+        before = Some(repair);
+    }
+    let mut text = table.trim_fmt();
+    for sentence in sentences(report) {
+        text += &format!("\n{sentence}");
+    }
+    text
+}
+
+/// What there is to say of the repairs as a whole.
+pub(super) fn sentences(report: &Report) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for Chosen { unlearned, nearest, precision } in &report.chosen_doses {
+        sentences.push(match precision {
+            Some(precision) => format!(
+                "{unlearned}: {precision} is the smallest share whose forget metrics are no higher than at fp16."
+            ),
+            None => format!("{unlearned}: no share of {nearest} that was run forgets as fp16 does."),
+        });
+    }
+    let mut good = Vec::new();
+    for repair in report.repairs.iter().filter(|repair| repair.nothing_to_repair) {
+        let sentence = format!(
+            "{}: nothing needs repair at {}: nearest rounding keeps {:.2} of the update.",
+            repair.unlearned,
+            repair.nearest,
+            rounded(repair.survival_nearest.unwrap_or_default(), 100.0)
+        );
+        if !good.contains(&sentence) {
+            good.push(sentence);
+        }
+    }
+    sentences.extend(good);
+    sentences
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
