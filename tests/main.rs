@@ -25,6 +25,7 @@ mod lockstep;
 mod metrics;
 mod quant;
 mod reference;
+mod repair;
 mod report;
 mod report_html;
 mod shaders;
