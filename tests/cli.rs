@@ -5,6 +5,7 @@ use std::process::Output;
 use assert_cmd::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use undertext::checkpoint::Checkpoint;
 
 use crate::family::Family;
 
@@ -789,7 +790,90 @@ fn packed_checkpoints_hold_the_dequantized_values() {
             assert_eq!(code * f32::from_bits(scales[index / group]), want[index], "{scheme} {index}");
         }
         assert_eq!(packed.tensor("model.norm.weight").unwrap(), values.tensor("model.norm.weight").unwrap());
+
+        // And we read them as these values, whole or in rows.
+        let open = |format: &str| Checkpoint::open(&family.path(&format!("{format}-{scheme}"))).unwrap();
+        let (dequantized, packed) = (open("dequantized"), open("compressed-tensors"));
+        assert_eq!(packed.tensors().names(), dequantized.tensors().names());
+        for name in packed.tensors().names() {
+            let (dtype, shape) = packed.tensors().describe(name).unwrap();
+            assert_eq!((dtype, shape), dequantized.tensors().describe(name).unwrap(), "{name}");
+            let read = |checkpoint: &Checkpoint| checkpoint.tensors().read(name, shape).unwrap();
+            assert!(read(&packed) == read(&dequantized), "{scheme} {name}");
+            let some = |checkpoint: &Checkpoint| checkpoint.tensors().read_rows(name, shape, 3..9).unwrap();
+            assert!(some(&packed) == some(&dequantized), "{scheme} {name}, some rows");
+        }
+        assert!(packed.tensors().bytes_read() < dequantized.tensors().bytes_read());
     }
+}
+
+/// Someone else's packed checkpoint may be broken, or of a kind that is not read.
+#[test]
+fn packed_checkpoints_are_checked() {
+    let family = Family::new(&[]);
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models");
+    let line =
+        format!("quantize {demo}/npo_gdr --scheme int4-g32 --format compressed-tensors --out $/packed");
+    good(&undertext(&family, &line));
+    let file = family.path("packed/model.safetensors");
+    let whole = std::fs::read(&file).unwrap();
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let broken = |change: &dyn Fn(&mut Vec<(String, safetensors::tensor::TensorView<'_>)>),
+                  parts: &[&str]| {
+        let tensors = safetensors::SafeTensors::deserialize(&whole).unwrap();
+        let mut tensors = tensors.tensors();
+        change(&mut tensors);
+        safetensors::serialize_to_file(tensors, None, &file).unwrap();
+        failure(&family, "generate $/packed --prompt x --device cpu", 3, parts);
+    };
+    static WORDS: [u8; 4 * 384 * 5] = [0; 4 * 384 * 5];
+    let view = |dtype, shape: &[usize], bytes| {
+        safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap()
+    };
+    broken(
+        &|tensors| tensors.retain(|(tensor, _)| *tensor != format!("{name}_scale")),
+        &[name, "_scale", "missing"],
+    );
+    broken(
+        &|tensors| {
+            tensors.push((format!("{name}_zero_point"), view(safetensors::Dtype::I32, &[1], &WORDS[..4])));
+        },
+        &[name, "zero points", "symmetric"],
+    );
+    broken(
+        &|tensors| {
+            let codes = tensors.iter_mut().find(|(tensor, _)| *tensor == format!("{name}_packed")).unwrap();
+            codes.1 = view(safetensors::Dtype::I32, &[384, 5], &WORDS);
+        },
+        &[name, "[384, 5]", "384 x 128"],
+    );
+    std::fs::write(&file, &whole).unwrap();
+    good(&undertext(&family, "generate $/packed --prompt x --device cpu --max-new-tokens 2"));
+    family.change("packed/config.json", &json!({"quantization_config": {"quant_method": "awq"}}));
+    failure(&family, "generate $/packed --prompt x --device cpu", 3, &["awq", "pack-quantized"]);
+}
+
+#[test]
+fn kept_arms_need_to_know_what_their_update_leads_from() {
+    let family = family();
+    std::fs::write(family.path("text.txt"), "w1 w2 w3 w4 w5 w6 w7 w8").unwrap();
+    let line = "compare $/npo $/npo@int4+keep=0.5 --text $/text.txt --device cpu";
+    failure(&family, line, 2, &["--keep-from", "npo", "int4-g128+keep=0.5"]);
+    let value = json_of(&undertext(&family, &format!("{line} --keep-from $/target --json")));
+    let kept = value["arms"][0]["kl_mean"].as_f64().unwrap();
+    let value =
+        json_of(&undertext(&family, "compare $/npo $/npo@int4 --text $/text.txt --device cpu --json"));
+    assert!(kept > 0.0 && kept != value["arms"][0]["kl_mean"].as_f64().unwrap());
+    let line = "generate $/npo@int4+keep --prompt w1 --device cpu --json";
+    failure(&family, line, 2, &["--keep-from"]);
+    let value = json_of(&undertext(&family, &format!("{line} --keep-from $/target")));
+    assert_eq!(value["precision"], "int4-g128+keep=0.9");
+    let line =
+        "localize --target $/target --unlearned $/npo --data $/data --device cpu --precision int4+keep";
+    failure(&family, line, 2, &["--precision", "int4-g128+keep=0.9", "a scheme alone"]);
+    let wrong = "quantize $/npo --scheme int4+keep --out $/out";
+    failure(&family, wrong, 2, &["--scheme", "--keep-from"]);
+    failure(&family, "codes $/target $/npo --schemes int4+keep", 2, &["--schemes", "nearest"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::unique_names;
+use super::update::with_update;
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Answered, Ask, Engine, Finished, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
@@ -43,6 +44,8 @@ pub enum Passages {
 pub struct ComparisonPlan {
     /// Directory and precision; the first is the reference.
     pub arms: Vec<(PathBuf, Precision)>,
+    /// The checkpoint from which updates lead, for arms in roundings that ask for it.
+    pub target: Option<PathBuf>,
     /// What the arms are compared on.
     pub passages: Passages,
 }
@@ -111,6 +114,8 @@ impl Comparison {
     pub fn open(plan: &ComparisonPlan) -> Result<Self> {
         let mut opened: Vec<(PathBuf, Arc<Checkpoint>)> = Vec::new();
         let mut sources = Vec::new();
+        let target = plan.target.as_ref().map(|path| Checkpoint::open(path).map(Arc::new)).transpose()?;
+        target.iter().try_for_each(|target| check_tensors(target))?;
         for (path, precision) in &plan.arms {
             let known = opened.iter().find(|(known, _)| known == path).map(|(_, checkpoint)| checkpoint);
             let checkpoint = match known {
@@ -122,7 +127,7 @@ impl Comparison {
                     checkpoint
                 }
             };
-            sources.push(Source::new(&checkpoint, *precision));
+            sources.push(with_update(Source::new(&checkpoint, *precision), target.as_ref())?);
         }
         let Some((_, reference)) = opened.first() else {
             let expected = "a reference and at least one arm".to_owned();

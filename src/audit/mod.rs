@@ -27,6 +27,7 @@ mod run;
 mod series;
 mod statistics;
 mod survival;
+mod update;
 mod verdict;
 mod weighted;
 
@@ -43,4 +44,5 @@ pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
 pub use survival::{Survival, closeness_correlation, measure_survival, rank_correlation};
+pub use update::with_update;
 pub use verdict::{ALPHA, CONFIDENCE, Criteria, Outcome, Verdict, verdicts};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::divergence::{apart, pairs};
 use super::findings::{ArmResult, Findings, Metric};
 use super::plan::{Model, Plan};
+use super::update::with_update;
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Answered, Engine, Finished, Needs, Observation, Options};
 use crate::error::{Error, Result};
@@ -102,6 +103,11 @@ impl Audit {
         checkpoints.iter().try_for_each(|checkpoint| check_tensors(checkpoint))?;
         let stored: Vec<_> = checkpoints.iter().map(|c| stored_scheme(c)).collect::<Result<_>>()?;
 
+        if let Some(target) = checkpoints.first() {
+            for (model, precision) in plan.arms() {
+                with_update(Source::new(&checkpoints[model], precision), Some(target))?;
+            }
+        }
         let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
         let stop = checkpoints.first().map_or(&[][..], |target| &target.config().eos);
         let mut first: Option<(Tokenizer, Prepared)> = None;
@@ -140,8 +146,7 @@ impl Audit {
     pub fn sources(&self) -> Vec<Source> {
         let target = &self.checkpoints[Plan::TARGET];
         let source = |(model, precision): (usize, Precision)| {
-            let source = Source::new(&self.checkpoints[model], precision);
-            if precision.rounding().needs_target() { source.with_target(target) } else { source }
+            Source::new(&self.checkpoints[model], precision).with_target(target)
         };
         self.plan.arms().map(source).collect()
     }

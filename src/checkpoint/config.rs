@@ -222,6 +222,12 @@ impl Size<'_> {
     }
 }
 
+/// Whether `quantization_config` says of packed matrices what the tensors then show.
+fn is_packed(config: &Value) -> bool {
+    let is = |key: &str, value: &str| config.get(key).and_then(Value::as_str) == Some(value);
+    is("quant_method", "compressed-tensors") && is("format", "pack-quantized")
+}
+
 impl Keys {
     /// The value of `key`; `null` counts as absent, as in transformers.
     fn get(&self, key: &str) -> Option<&Value> {
@@ -298,9 +304,10 @@ impl Keys {
             return Err(self.unsupported("model_type", kind, LLAMA));
         }
         for key in ["quantization_config", "quantization"] {
-            if let Some(config) = self.get(key) {
+            if let Some(config) = self.get(key).filter(|config| !is_packed(config)) {
                 let method = config.get("quant_method").unwrap_or(config);
-                let supported = "weights in F32, F16 or BF16, which this program quantizes itself";
+                let supported =
+                    "weights in F32, F16 or BF16, and symmetric pack-quantized ones of compressed-tensors";
                 return Err(self.unsupported("quantized checkpoint", method, supported));
             }
         }

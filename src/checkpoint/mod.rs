@@ -3,6 +3,7 @@
 mod config;
 pub(crate) mod files;
 mod index;
+mod packed;
 mod shard;
 mod tensors;
 mod tokenizer;

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::index;
+use super::packed::{self, PackedMatrix};
 use super::shard::Shard;
 use crate::error::{Error, Result};
 use crate::quant::Scheme;
@@ -64,7 +65,7 @@ fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool + Sync) -> 
     })
 }
 
-fn widen(dtype: Scheme, bytes: &[u8]) -> Vec<f32> {
+pub(super) fn widen(dtype: Scheme, bytes: &[u8]) -> Vec<f32> {
     let halves = || bytes.as_chunks().0.iter().map(|value| u16::from_le_bytes(*value));
     match dtype {
         Scheme::F16 => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
@@ -80,6 +81,8 @@ pub struct Tensors {
     shards: Vec<Shard>,
     /// Tensor to index in `shards`.
     places: HashMap<String, usize>,
+    /// Matrices that are not stored as tensors of their own.
+    packed: HashMap<String, PackedMatrix>,
     bytes_read: AtomicU64,
 }
 
@@ -92,7 +95,7 @@ impl Tensors {
     ///
     /// If a file is missing, truncated, a git-LFS pointer, or otherwise broken.
     pub fn open(checkpoint: &Path) -> Result<Self> {
-        let (shards, places) = match index::files(checkpoint)? {
+        let (shards, mut places) = match index::files(checkpoint)? {
             index::Files::Single(path) => {
                 let shard = Shard::open(path)?;
                 let places = shard.names().map(|name| (name.clone(), 0)).collect();
@@ -114,8 +117,9 @@ impl Tensors {
                 (shards, places)
             }
         };
-        let tensors =
-            Self { checkpoint: checkpoint.to_path_buf(), shards, places, bytes_read: AtomicU64::new(0) };
+        let packed = packed::find(&shards, &mut places)?;
+        let checkpoint = checkpoint.to_path_buf();
+        let tensors = Self { checkpoint, shards, places, packed, bytes_read: AtomicU64::new(0) };
         tensors.count(tensors.header_bytes());
         Ok(tensors)
     }
@@ -123,7 +127,7 @@ impl Tensors {
     /// Names of all tensors, sorted.
     #[must_use]
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<_> = self.places.keys().map(String::as_str).collect();
+        let mut names: Vec<_> = self.places.keys().chain(self.packed.keys()).map(String::as_str).collect();
         names.sort_unstable();
         names
     }
@@ -131,15 +135,18 @@ impl Tensors {
     /// Whether there is such a tensor.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+        self.places.contains_key(name) || self.packed.contains_key(name)
     }
 
-    /// A tensor's dtype and shape, from its file's header.
+    /// A tensor's dtype and shape, from its file's header. A packed matrix is F32.
     ///
     /// # Errors
     ///
     /// If it is missing or its dtype is not F32, F16 or BF16.
     pub fn describe(&self, name: &str) -> Result<(Scheme, &[usize])> {
+        if let Some(packed) = self.packed.get(name) {
+            return Ok((Scheme::F32, &packed.shape));
+        }
         let (shard, info) = self.find(name)?;
         Ok((scheme(shard, name, info.dtype)?, &info.shape))
     }
@@ -162,12 +169,16 @@ impl Tensors {
     ///
     /// As [`Tensors::read`]; [`Error::Shape`] if `rows` reaches past the tensor.
     pub fn read_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Tensor> {
-        let (shard, info) = self.find(name)?;
-        if info.shape != shape {
+        let packed = self.packed.get(name);
+        let (shard, found, offset) = match packed {
+            Some(packed) => (packed.shard(&self.shards), &packed.shape, 0),
+            None => self.find(name).map(|(shard, info)| (shard, &info.shape, info.data_offsets.0))?,
+        };
+        if found != shape {
             return Err(Error::TensorShape {
                 path: shard.path().to_path_buf(),
                 tensor: name.to_owned(),
-                found: info.shape.clone(),
+                found: found.clone(),
                 expected: shape.to_vec(),
             });
         }
@@ -180,12 +191,19 @@ impl Tensors {
                 expected: format!("at most {count} and not before their start {}", rows.start),
             });
         }
-        let dtype = scheme(shard, name, info.dtype)?;
+        let (dtype, _) = self.describe(name)?;
         let row_len: usize = shape.iter().skip(1).product();
         let row_bytes = row_len * (dtype.bits() / 8) as usize;
 
-        let bytes = shard.read(info.data_offsets.0 + rows.start * row_bytes, rows.len() * row_bytes)?;
-        self.count(bytes.len() as u64);
+        let (bytes, read) = match packed {
+            Some(packed) => packed.read(&self.shards, rows.clone())?,
+            None => {
+                let bytes = shard.read(offset + rows.start * row_bytes, rows.len() * row_bytes)?;
+                let read = bytes.len() as u64;
+                (bytes, read)
+            }
+        };
+        self.count(read);
         let mut tensor = Tensor { dtype, shape: shape.to_vec(), bytes };
         if let Some(first) = tensor.shape.first_mut() {
             *first = rows.len();

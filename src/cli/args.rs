@@ -43,6 +43,8 @@ Examples:
   undertext audit --target T --unlearned U --data D --corpus books --limit 20 --device cpu
   undertext audit --target T --unlearned U --data D --json report.json --fail-on resurrected
   undertext audit --target T --unlearned U --data D --json report.json --html report.html
+  undertext audit --target T --unlearned U --data D --repair --keep auto
+  undertext audit --target T --unlearned U --data D --dose 0,0.25,0.5,0.75,1 --html dose.html
   undertext audit --target T --data D --series size=models/k1@0.8,models/k2@1.7,models/k3@2.5
 
 A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
@@ -50,7 +52,7 @@ Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retai
 *_qa_icl.json, verbmem/forget.json, privleak/{forget,holdout}.json.
 
 Precisions: fp16 (the weights as stored, whatever their dtype), int8, int4 (= int4-g128), int4-g32, \
-int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
+int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64. How codes are chosen may stand after it, for the unlearned models: +keep=SHARE (so that this share of the update from the target survives), +aligned (at scales that keep the update's direction), +stochastic=SEED (at random, by nearness).")]
     Audit(AuditArgs),
 
     /// Audit a tiny model family that is built into the program
@@ -59,6 +61,7 @@ Examples:
   undertext demo
   undertext demo --limit 4
   undertext demo --html demo.html
+  undertext demo --repair
   undertext demo --fail-on resurrected
   undertext demo --device cpu --json > demo.json")]
     Demo(DemoArgs),
@@ -78,6 +81,7 @@ Examples:
 Examples:
   undertext compare models/target models/target@int8 models/target@int4 --text wiki.txt
   undertext compare models/target models/npo models/npo@int4-g128 --data data/news
+  undertext compare models/npo models/npo@int4 models/npo@int4+keep=0.9 --keep-from models/target --text wiki.txt
   undertext compare models/target models/target@int4 --text wiki.txt --second-half --window 512
   undertext compare models/target models/target@int4 --text wiki.txt --per-token tokens.jsonl --json
 

@@ -53,6 +53,10 @@ pub(super) struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     per_token: Option<PathBuf>,
 
+    /// The checkpoint that arms in +keep and +aligned were made from: the update that their rounding looks at leads from it
+    #[arg(long, value_name = "TARGET")]
+    keep_from: Option<PathBuf>,
+
     /// Quantize the output head too
     #[arg(long)]
     quantize_head: bool,
@@ -84,7 +88,7 @@ pub(super) fn run(args: CompareArgs) -> Result<()> {
             return Err(Error::Flag { flag: "--text", found: "nothing".to_owned(), expected });
         }
     };
-    let comparison = Comparison::open(&ComparisonPlan { arms, passages })?;
+    let comparison = Comparison::open(&ComparisonPlan { arms, target: args.keep_from, passages })?;
     // Now, and not after hours, is the time to find out that the file cannot be written.
     let mut lines = match &per_token {
         Some(path) => Some(BufWriter::new(std::fs::File::create(path).map_err(Error::write(path))?)),

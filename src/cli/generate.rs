@@ -9,6 +9,7 @@ use super::args::{Common, MemoryArgs, TuneArgs};
 use super::arms::open_one;
 use super::device::Device;
 use super::output::{Output, notice, say};
+use crate::audit::with_update;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Ask, Engine, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
@@ -31,6 +32,10 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_new_tokens: usize,
 
+    /// The checkpoint that DIR was made from, for +keep and +aligned: the update that their rounding looks at leads from it
+    #[arg(long, value_name = "TARGET")]
+    keep_from: Option<PathBuf>,
+
     /// Quantize the output head too
     #[arg(long)]
     quantize_head: bool,
@@ -47,7 +52,7 @@ pub(super) struct GenerateArgs {
 
 /// Continues the prompt.
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    let GenerateArgs { model, prompt, max_new_tokens, quantize_head, tune, memory, common } = args;
+    let GenerateArgs { model, prompt, max_new_tokens, keep_from, quantize_head, tune, memory, common } = args;
     let (model, json) = match (model, common.json) {
         // `--json DIR`: the directory is the one thing that cannot be missing.
         (None, Some(Some(directory))) => (directory, Some(None)),
@@ -57,6 +62,9 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let (directory, precision) = split(&model)?;
     let checkpoint = Arc::new(Checkpoint::open(&directory)?);
     check_tensors(&checkpoint)?;
+    let target = keep_from.map(|path| Checkpoint::open(&path).map(Arc::new)).transpose()?;
+    target.iter().try_for_each(|target| check_tensors(target))?;
+    let source = with_update(Source::new(&checkpoint, precision), target.as_ref())?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt_ids = tokenizer.encode(&prompt)?;
     let max_new = fit(prompt_ids.len(), max_new_tokens, checkpoint.config().context)?;
@@ -65,7 +73,6 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let stop = checkpoint.config().eos.clone();
     let tasks = [Task { tokens: prompt_ids, ask: Ask::Generate { max_new, stop } }];
     let name = model.display().to_string();
-    let source = Source::new(&checkpoint, precision);
     let (lockstep, laid_out) = open_one(&device, source, &name, quantize_head, Needs::of(&tasks), &memory)?;
     let mut engine = Engine::new(vec![name], lockstep, Options::default());
     let mut observations = Vec::new();

@@ -108,9 +108,14 @@ impl Localize {
     ///
     /// If anything is missing, broken or not supported, or if the two do not belong together.
     pub fn open(plan: LocalizePlan) -> Result<Self> {
+        let found = plan.precision.to_string();
         if plan.precision == Precision::Full {
             let expected = "a precision that quantizes".to_owned();
-            return Err(Error::Flag { flag: "--precision", found: "fp16".to_owned(), expected });
+            return Err(Error::Flag { flag: "--precision", found, expected });
+        }
+        if plan.precision != plan.precision.plain() {
+            let expected = "a scheme alone: what nearest rounding brings back is looked for".to_owned();
+            return Err(Error::Flag { flag: "--precision", found, expected });
         }
         plan.criteria.check()?;
         let suite = Muse::read(&plan.data, plan.limit)?;
