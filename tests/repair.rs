@@ -47,6 +47,7 @@ fn an_arm_is_the_checkpoint_that_is_written() {
             target: Some(path("target")),
             scheme: INT4,
             rounding,
+            calibrate: None,
             format: Format::Dequantized,
         };
         quantize(plan, &draft, &mut |_, _| {}).unwrap();

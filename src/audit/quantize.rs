@@ -1,14 +1,15 @@
 //! A checkpoint rounded to a scheme's values, and written so that others run it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::codes::{CodesPlan, compare_codes};
 use super::packing::Format;
 use crate::checkpoint::{Checkpoint, Draft, Kind, TensorWriter};
 use crate::error::Result;
-use crate::model::{Linear, check_tensors};
-use crate::quant::{KeptRow, Packed, Rounding, Rows, Scheme, round};
+use crate::model::{Calibration, LayerMoments, Linear, check_tensors};
+use crate::quant::{KeptRow, Moments, Packed, Rounded, Rounding, Rows, Scheme, matched, round};
+use crate::suite::text;
 
 /// Weights of each checkpoint that are held at a time (or 8 rows, if that is more).
 const BLOCK: usize = 1 << 21;
@@ -18,6 +19,9 @@ const ROWS: usize = 8;
 
 /// Above this survival in nearest rounding there is nothing to repair.
 pub const GOOD_ENOUGH: f64 = 0.95;
+
+/// Tokens of a calibration text that are looked at together.
+const WINDOW: usize = 512;
 
 /// A row is near its goal within this.
 const NEAR: f64 = 0.05;
@@ -33,6 +37,8 @@ pub struct QuantizePlan {
     pub scheme: Scheme,
     /// How codes are chosen.
     pub rounding: Rounding,
+    /// A text on which kept rounding keeps the outputs near ([`matched`](crate::quant::matched())).
+    pub calibrate: Option<PathBuf>,
     /// How it is written.
     pub format: Format,
 }
@@ -46,6 +52,8 @@ pub struct Quantized {
     pub tensors: Vec<QuantizedTensor>,
     /// Names of the tensors that are as they were.
     pub as_stored: Vec<String>,
+    /// Tokens of the text that was looked at.
+    pub calibrated_on: Option<usize>,
     /// Kept rounding was asked for, and nearest rounding was good enough and is what was written.
     pub nothing_to_repair: bool,
     /// Bytes read.
@@ -138,11 +146,24 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
         }
     }
 
+    let windows = match (&plan.calibrate, &target) {
+        (Some(path), Some(_)) => Some(calibration_windows(path, &model)?),
+        _ => None,
+    };
+    let calibrated_on = windows.as_ref().map(|windows| windows.iter().map(Vec::len).sum());
+    let mut calibration = windows.map(|windows| Calibration::new(&model, &windows)).transpose()?;
+    let mut moments: Option<LayerMoments> = None;
+
     let mut writer = TensorWriter::create(draft.file("model.safetensors"), &tensors)?;
     let mut done = before;
     let mut found = Vec::with_capacity(matrices.len());
-    for (name, shape) in &matrices {
+    for (index, (name, shape)) in matrices.iter().enumerate() {
         let [rows, cols] = *shape;
+        let linear = Linear::ALL[index % Linear::ALL.len()];
+        if let (Some(calibration), 0) = (&mut calibration, index % Linear::ALL.len()) {
+            moments = Some(calibration.layer()?);
+        }
+        let moments = moments.as_ref().and_then(|moments| moments.of(linear));
         let mut tensor =
             QuantizedTensor { name: name.clone(), weights: (rows * cols) as u64, ..Default::default() };
         let mut scales = Vec::new();
@@ -155,7 +176,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
             let weights = read(&model)?;
             let old = target.as_ref().map(read).transpose()?;
             let first = (start * cols) as u64;
-            let packed = tensor.round(&plan, &weights, old.as_deref(), [range.len(), cols], first);
+            let packed = tensor.round(&plan, &weights, old.as_deref(), [range.len(), cols], first, moments);
             let (now, after) = plan.format.bytes(&packed);
             writer.write(&now)?;
             scales.extend(after);
@@ -185,7 +206,15 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
     draft.copy_from(&plan.model, plan.format.config(plan.scheme))?;
     disk_bytes += model.tensors().bytes_read() + target.map_or(0, |target| target.tensors().bytes_read());
     let (nothing_to_repair, seconds) = (nearest.is_some(), begun.elapsed().as_secs_f64());
-    Ok(Quantized { plan, tensors: found, as_stored, nothing_to_repair, disk_bytes, seconds })
+    Ok(Quantized { plan, tensors: found, as_stored, calibrated_on, nothing_to_repair, disk_bytes, seconds })
+}
+
+/// The text's tokens in windows of [`WINDOW`], or of the context if that is shorter.
+fn calibration_windows(path: &Path, model: &Checkpoint) -> Result<Vec<Vec<u32>>> {
+    let size = WINDOW.min(model.config().context).max(2);
+    let cut = text::Windows { size, stride: size, second_half: false };
+    let tasks = text::windows(path, &model.tokenizer()?, cut)?;
+    Ok(tasks.into_iter().map(|task| task.tokens).collect())
 }
 
 impl QuantizedTensor {
@@ -197,9 +226,17 @@ impl QuantizedTensor {
         target: Option<&[f32]>,
         [rows, cols]: [usize; 2],
         first: u64,
+        moments: Option<&Moments>,
     ) -> Packed {
         let what = Rows { weights, target, rows, cols, tensor: &self.name, first };
-        let rounded = round(plan.scheme, plan.rounding, what);
+        let rounded = match (plan.rounding, target, moments) {
+            (Rounding::Kept(share), Some(target), Some(moments)) => {
+                let kept = matched(plan.scheme, target, weights, [rows, cols], moments, share.get());
+                let moved = kept.rows.iter().map(|row| row.moved).sum();
+                Rounded { packed: kept.packed, moved, kept: kept.rows }
+            }
+            _ => round(plan.scheme, plan.rounding, what),
+        };
         self.moved += rounded.moved;
         if let (Rounding::Kept(share), Some(_)) = (plan.rounding, target) {
             let update = self.update.get_or_insert_default();

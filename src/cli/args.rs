@@ -120,6 +120,7 @@ holds recovery below --held-below.")]
 Examples:
   undertext quantize models/npo --scheme int4 --keep-from models/target --out models/npo-int4-kept
   undertext quantize models/npo --scheme int4-g32 --keep-from models/target --keep 0.8 --out kept --json
+  undertext quantize models/npo --scheme int4 --keep-from models/target --calibrate retain.txt --out matched
   undertext quantize models/npo --scheme int4 --stochastic 7 --out models/npo-int4-stochastic
   undertext quantize models/npo --scheme int4 --keep-from models/target --format compressed-tensors --out packed
 

@@ -30,14 +30,14 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "TARGET", conflicts_with = "stochastic")]
     keep_from: Option<PathBuf>,
 
-    /// Share of the update that is to survive, 0 to 1
-    #[arg(
-        long,
-        value_name = "SHARE",
-        default_value_t = Share::USUAL,
-        requires = "keep_from"
-    )]
-    keep: Share,
+    /// Share of the update that is to survive, 0 to 1 [default: 0.9; 0.825 with --calibrate]
+    #[arg(long, value_name = "SHARE", requires = "keep_from")]
+    keep: Option<Share>,
+
+    /// A text like those that the model is used on, none of it to be forgotten: of the roundings that keep the share, take
+    /// the one that changes the matrices' outputs on it least
+    #[arg(long, value_name = "FILE", requires = "keep_from")]
+    calibrate: Option<PathBuf>,
 
     /// Round up or down at random, by nearness, with this seed
     #[arg(long, value_name = "SEED")]
@@ -59,17 +59,20 @@ pub(super) struct QuantizeArgs {
 
 /// Writes the quantized checkpoint.
 pub(super) fn run(args: QuantizeArgs) -> Result<()> {
-    let QuantizeArgs { model, scheme, keep_from, keep, stochastic, format, out, json } = args;
+    let QuantizeArgs { model, scheme, keep_from, keep, calibrate, stochastic, format, out, json } = args;
     let output = Output::new(json);
     let draft = Draft::new(&out)?;
     let rounding = match (&keep_from, stochastic) {
-        (Some(_), _) => Rounding::Kept(keep),
+        (Some(_), _) => {
+            let usual = if calibrate.is_some() { Share::USUAL_MATCHED } else { Share::USUAL };
+            Rounding::Kept(keep.unwrap_or(usual))
+        }
         (None, Some(seed)) => Rounding::Stochastic(seed),
         (None, None) => Rounding::Nearest,
     };
     let name = model.display().to_string();
     let mut progress: Option<Progress> = None;
-    let plan = QuantizePlan { model, target: keep_from, scheme, rounding, format };
+    let plan = QuantizePlan { model, target: keep_from, scheme, rounding, calibrate, format };
     let found = quantize(plan, &draft, &mut |done, total| {
         let [done, total] =
             [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));

@@ -4,6 +4,7 @@
 //! panel of rows at a time, into memory that stays in the cache, and multiplies the whole batch with it.
 
 mod attention;
+pub(crate) mod calibrate;
 mod fold;
 mod math;
 mod matrix;
@@ -178,7 +179,7 @@ impl Reference {
         let rows = x.par_chunks_exact_mut(d).zip(&batch.tokens);
         rows.for_each(|(row, &token)| self.embedding.row(token as usize, row));
         for layer in &mut self.layers {
-            layer.run(&mut x, batch, &self.config, &self.rotary, self.kv_f16);
+            layer.run(&mut x, batch, &self.config, &self.rotary, self.kv_f16, &mut |_, _| {});
         }
         self.counters.weight_passes += 1;
         let wanted = batch.wanted.iter().flat_map(|wanted| &x[wanted.row as usize * d..][..d]);
@@ -276,10 +277,20 @@ impl Layer {
         })
     }
 
-    /// Adds the layer's two parts to the residual stream `x`, `[t, d]`.
-    fn run(&mut self, x: &mut [f32], batch: &Batch, config: &Config, rotary: &[[f32; 2]], kv_f16: bool) {
+    /// Adds the layer's two parts to the residual stream `x`, `[t, d]`. `see` is shown the inputs of each matrix, by the first
+    /// of those that share them, `[t, k]`.
+    fn run(
+        &mut self,
+        x: &mut [f32],
+        batch: &Batch,
+        config: &Config,
+        rotary: &[[f32; 2]],
+        kv_f16: bool,
+        see: &mut dyn FnMut(Linear, &[f32]),
+    ) {
         let (eps, phase) = (config.rms_norm_eps, batch.phase);
         let normed = math::rms_norm(x, &self.attention_norm, eps);
+        see(Linear::Q, &normed);
         let [mut q, mut k, v] = Matrix::apply_all([&self.q, &self.k, &self.v], &normed, phase);
         let half = config.head_dim / 2;
         let rows = q.par_chunks_exact_mut(self.q.rows()).zip(k.par_chunks_exact_mut(self.k.rows()));
@@ -290,13 +301,16 @@ impl Layer {
         });
         self.cache.store(&k, &v, &batch.places, kv_f16);
         let attended = self.cache.attend(&q, batch);
+        see(Linear::O, &attended);
         let added = self.o.apply(&attended, phase);
         math::add(x, &added);
         math::spare([normed, q, k, v, attended, added]);
 
         let normed = math::rms_norm(x, &self.feed_forward_norm, eps);
+        see(Linear::Gate, &normed);
         let [mut gate, up] = Matrix::apply_all([&self.gate, &self.up], &normed, phase);
         math::swiglu(&mut gate, &up);
+        see(Linear::Down, &gate);
         let added = self.down.apply(&gate, phase);
         math::add(x, &added);
         math::spare([normed, gate, up, added]);

@@ -76,7 +76,7 @@ fn best(scheme: Scheme, target: &[f32], unlearned: &[f32], scales: &[f32]) -> Op
 }
 
 /// The nearest code at these scales, as an unsigned bit pattern.
-fn nearest(scheme: Scheme, weight: f32, scales: &[f32]) -> u32 {
+pub(super) fn nearest(scheme: Scheme, weight: f32, scales: &[f32]) -> u32 {
     let step = scales[0];
     let mask = u32::MAX >> (32 - scheme.bits());
     match scheme {

@@ -14,6 +14,9 @@ impl Share {
     pub const NONE: Self = Self(0);
     /// What is kept if nothing else is said: as much as forgetting needs, at the least cost (README).
     pub const USUAL: Self = Self(900);
+    /// The same where the rounding looks at activations ([`matched`](super::matched())): an update that is a little smaller
+    /// costs less there, and forgets as much.
+    pub const USUAL_MATCHED: Self = Self(825);
     /// All of it.
     pub const ALL: Self = Self(1000);
 

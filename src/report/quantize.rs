@@ -24,6 +24,12 @@ pub struct Quantized {
     pub rounding: String,
     /// The share of the update that was to survive.
     pub keep: Option<f64>,
+    /// The text on which outputs were kept near.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibrate: Option<String>,
+    /// Its tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibrated_on: Option<usize>,
     /// Of stochastic rounding.
     pub seed: Option<u64>,
     /// `dequantized` (the values that codes stand for) or `compressed-tensors` (codes and scales).
@@ -112,6 +118,8 @@ impl From<&audit::Quantized> for Quantized {
             scheme: plan.scheme.name().to_owned(),
             rounding: rounding.to_owned(),
             keep,
+            calibrate: plan.calibrate.as_ref().map(|path| path.display().to_string()),
+            calibrated_on: found.calibrated_on,
             seed,
             format: plan.format.name().to_owned(),
             dtype: "F32".to_owned(),
