@@ -32,7 +32,8 @@ pub(super) const SCALES: Kernel = Kernel {
 pub(super) const CODES: Kernel =
     Kernel { name: "pack_codes", sources: || pairs(codes_source), params: CodesParams::layout, cases };
 
-const STORED: [Scheme; 3] = [Scheme::F32, Scheme::F16, Scheme::Bf16];
+/// Dtypes that a checkpoint stores.
+pub(super) const STORED: [Scheme; 3] = [Scheme::F32, Scheme::F16, Scheme::Bf16];
 
 fn pairs(source: fn(Scheme, Scheme) -> Source) -> Vec<Source> {
     let quantizing = Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full());
@@ -143,12 +144,7 @@ impl Packer {
         let full = matrices.iter().find(|matrix| matrix.scheme.is_full());
         let quantized = matrices.iter().filter(|matrix| !matrix.scheme.is_full());
         let kernels: Vec<_> = quantized
-            .map(|matrix| {
-                Ok((
-                    gpu.pipeline(&scales_source(matrix.scheme, dtype))?,
-                    gpu.pipeline(&codes_source(matrix.scheme, dtype))?,
-                ))
-            })
+            .map(|matrix| kernels(gpu, matrix.scheme, dtype))
             .collect::<Result<_>>()?;
 
         let block = block_rows(row_bytes);
@@ -170,7 +166,7 @@ impl Packer {
             gpu.write(&raw, part);
             let quantized = matrices.iter().filter(|matrix| !matrix.scheme.is_full());
             let mut commands = Commands::new();
-            for (matrix, (scales, codes)) in quantized.zip(&kernels) {
+            for (matrix, [scales, codes]) in quantized.zip(&kernels) {
                 record(&mut commands, [scales, codes], &raw, matrix, rows.clone());
             }
             commands.submit(gpu)?;
@@ -243,8 +239,17 @@ fn rows_of(
     buffer(part).slice((first * row_bytes) as u64, (rows.len() * row_bytes) as u64)
 }
 
+/// What finds the scales of `scheme` in weights stored as `dtype`, and what then finds the codes.
+///
+/// # Errors
+///
+/// If a shader does not compile.
+pub(super) fn kernels(gpu: &Gpu, scheme: Scheme, dtype: Scheme) -> Result<[Arc<Pipeline>; 2]> {
+    Ok([gpu.pipeline(&scales_source(scheme, dtype))?, gpu.pipeline(&codes_source(scheme, dtype))?])
+}
+
 /// Records the packing of `rows`, whose stored values are `raw`.
-fn record(
+pub(super) fn record(
     commands: &mut Commands,
     [scales_kernel, codes_kernel]: [&Arc<Pipeline>; 2],
     raw: &Buffer,
