@@ -6,11 +6,11 @@
 //   tallies  [TALLIES]         u32, zeros before: the histogram's bins (the one for 0 stays 0), then the counts below
 //   sums     [pieces, PARTS, SUMS]  f32: update, update from zero, kept, quantized, ratio, ratio capped at 1
 //
-// Grid: flat, a workgroup of WG lanes takes PIECES pieces of WG eights; a lane looks at one eight of each. The sums of a
-// piece are a tree over the lanes that stops at PARTS. What is past the end adds zeros.
+// Grid: flat, a workgroup of WG lanes takes PIECES pieces of 8 WG eights. Lane l looks at eights l, l + WG, ... of a piece;
+// it adds up its own as a tree, and the lanes' sums are a tree that stops at PARTS. What is past the end adds zeros.
 //
-// Counts are exact: they compare bits, single products and single differences. Nothing is added to a float twice, so sums
-// have a rounding for each level of their tree and no more.
+// Counts are exact: they compare bits, single products and single differences. A term of a sum is rounded once for each
+// level of the trees above it.
 //
 // Links common/index.wgsl, common/oct.wgsl, common/half.wgsl, a group_of (common/group_*.wgsl), a `decode` with its `Scale`
 // (formats/*.wgsl), one of pairs/*.wgsl and one of widths/*.wgsl. Twin: quant::change.
@@ -31,8 +31,8 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> sums: array<f32>;
 
 override WG: u32 = 128u;
-override PIECES: u32 = 16u;
-override PARTS: u32 = 2u;
+override PIECES: u32 = 2u;
+override PARTS: u32 = 16u;
 
 // Dtypes of the two sides: 0 is f32, 1 f16, 2 bf16.
 override DTYPE_T: u32 = 0u;
@@ -214,7 +214,33 @@ fn look_at(oct: u32) -> Sums {
     }
     let lo = look(weights_t(2u * oct), weights_u(2u * oct), value_t.lo, value_u.lo, own.lo, scale);
     let hi = look(weights_t(2u * oct + 1u), weights_u(2u * oct + 1u), value_t.hi, value_u.hi, own.hi, scale);
-    return Sums(lo.products + hi.products, lo.ratios + hi.ratios);
+    return plus(lo, hi);
+}
+
+fn plus(a: Sums, b: Sums) -> Sums {
+    return Sums(a.products + b.products, a.ratios + b.ratios);
+}
+
+const NOTHING: Sums = Sums(vec4<f32>(0.0), vec2<f32>(0.0));
+
+// Eights first, first + WG, ..., eight of them, as a tree: adding to nothing does not round.
+fn look_at_eight(first: u32) -> Sums {
+    var all = NOTHING;
+    for (var a = 0u; a < 8u; a += 4u) {
+        var four = NOTHING;
+        for (var b = 0u; b < 4u; b += 2u) {
+            var two = NOTHING;
+            for (var c = 0u; c < 2u; c += 1u) {
+                let oct = first + (a + b + c) * WG;
+                if oct < params.octs {
+                    two = plus(two, look_at(oct));
+                }
+            }
+            four = plus(four, two);
+        }
+        all = plus(all, four);
+    }
+    return all;
 }
 
 @compute @workgroup_size(WG)
@@ -227,14 +253,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     workgroupBarrier();
 
-    let first = flat_workgroup(id) * PIECES;
-    let pieces = (params.octs + WG - 1u) / WG;
+    let pieces = (params.octs + 8u * WG - 1u) / (8u * WG);
     for (var i = 0u; i < PIECES; i += 1u) {
-        let piece = first + i;
-        var own = Sums(vec4<f32>(0.0), vec2<f32>(0.0));
-        if piece * WG + lane < params.octs {
-            own = look_at(piece * WG + lane);
-        }
+        let piece = flat_workgroup(id) * PIECES + i;
+        let own = look_at_eight(piece * 8u * WG + lane);
         products[lane] = own.products;
         ratios[lane] = own.ratios;
         workgroupBarrier();

@@ -274,7 +274,8 @@ mod tests {
         let run = |block| {
             let mut calls = Vec::new();
             let codes =
-                compare_in_blocks(plan.clone(), None, block, &mut |done, total| calls.push((done, total))).unwrap();
+                compare_in_blocks(plan.clone(), None, block, &mut |done, total| calls.push((done, total)))
+                    .unwrap();
             (codes, calls)
         };
         let (whole, few) = run(BLOCK);

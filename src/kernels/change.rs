@@ -29,14 +29,16 @@ use found::Found;
 
 const WG: usize = 128;
 
+/// Eights of a piece that a lane looks at; `change.wgsl` has the same number.
+const EIGHTS: usize = 8;
 /// Weights that a workgroup reduces at a time.
-const PIECE: usize = 8 * WG;
+const PIECE: usize = 8 * EIGHTS * WG;
 /// Partial sums of a piece.
-const PARTS: usize = 2;
-/// Levels of the tree that makes one: within an eight, then over the lanes.
-const LEVELS: usize = 3 + (WG / PARTS).ilog2() as usize;
+const PARTS: usize = 16;
+/// Levels of the tree that makes one: within an eight, over a lane's eights, over lanes.
+const LEVELS: usize = (PIECE / PARTS).ilog2() as usize;
 /// Pieces that a workgroup takes: they share its histogram.
-const PIECES: usize = 16;
+const PIECES: usize = 2;
 /// Sums of a part; `change.wgsl` has the same number.
 const SUMS: usize = 6;
 /// Words of the histogram and of the counts behind it; `change.wgsl` has the same numbers.
@@ -275,13 +277,7 @@ struct Operands<'a> {
 }
 
 /// Records one comparison.
-fn record(
-    commands: &mut Commands,
-    pipeline: &Arc<Pipeline>,
-    operands: Operands<'_>,
-    n: usize,
-    k: usize,
-) {
+fn record(commands: &mut Commands, pipeline: &Arc<Pipeline>, operands: Operands<'_>, n: usize, k: usize) {
     let Operands { raw: [raw_t, raw_u], packed: [t, u], tallies, sums } = operands;
     let params = Params { octs: small(n * k / 8), k: small(k), unused_0: 0, unused_1: 0 };
     let read = [raw_t, raw_u, &t.weights, &u.weights];
@@ -297,5 +293,11 @@ fn record(
         ("sums", sums),
     ];
     let grid = Grid::flat((n * k).div_ceil(PIECE * PIECES));
-    commands.dispatch(pipeline, &params, &buffers, grid, moving(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    commands.dispatch(
+        pipeline,
+        &params,
+        &buffers,
+        grid,
+        moving(usize::try_from(bytes).unwrap_or(usize::MAX)),
+    );
 }

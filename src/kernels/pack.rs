@@ -143,9 +143,8 @@ impl Packer {
         assert!(k.is_multiple_of(8) && bytes.len() == n * row_bytes, "{name}: not a [{n}, {k}] of {dtype}");
         let full = matrices.iter().find(|matrix| matrix.scheme.is_full());
         let quantized = matrices.iter().filter(|matrix| !matrix.scheme.is_full());
-        let kernels: Vec<_> = quantized
-            .map(|matrix| kernels(gpu, matrix.scheme, dtype))
-            .collect::<Result<_>>()?;
+        let kernels: Vec<_> =
+            quantized.map(|matrix| kernels(gpu, matrix.scheme, dtype)).collect::<Result<_>>()?;
 
         let block = block_rows(row_bytes);
         if full.is_none() {

@@ -214,8 +214,7 @@ fn place(target: f32, unlearned: f32, step: f32) -> usize {
     let exponent = |bits: u32| (bits >> 23).cast_signed();
     let borrow = u32::from(mantissa(delta) < mantissa(step));
     let share = (mantissa(delta) << (SHARE_BITS + borrow)) / mantissa(step) - (1 << SHARE_BITS);
-    let octave =
-        exponent(delta) - exponent(step) - borrow.cast_signed() + OCTAVES_BELOW.cast_signed();
+    let octave = exponent(delta) - exponent(step) - borrow.cast_signed() + OCTAVES_BELOW.cast_signed();
     let bin = octave * BINS_PER_OCTAVE + share.cast_signed();
     usize::try_from(bin).unwrap_or(0).min(COUNTS - 2) + 1
 }
@@ -250,8 +249,9 @@ impl Steps {
         }
     }
 
-    /// How many ratios are 0, then how many lie in each bin.
-    pub(crate) fn counts(&self) -> &[u64] {
+    /// How many ratios are 0, then how many lie in each bin: a 64th of an octave, from 2^-32 and less to 2^8 and more.
+    #[must_use]
+    pub fn counts(&self) -> &[u64] {
         &self.counts
     }
 

@@ -274,6 +274,10 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
     let Some((_, first)) = asked.first() else { return Ok(()) };
     let Plan { target, unlearned, .. } = &codes.plan;
     writeln!(text, "From {target} (t) to {unlearned} (u): {}\n", update(&first.total))?;
+    let Device { name, backend, kind, .. } = &codes.device;
+    if backend != "cpu" {
+        writeln!(text, "Compared on {name} ({backend}, {kind})\n")?;
+    }
     writeln!(text, "{}\n", totals(&asked, style).trim_fmt())?;
     writeln!(
         text,

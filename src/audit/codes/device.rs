@@ -23,14 +23,23 @@ impl<'a> OnDevice<'a> {
     }
 
     /// Hands over a block of a matrix, read from the target and the unlearned checkpoint.
-    pub(super) fn add(&mut self, block: &'a Block, tensors: &[Tensor; 2], changes: &mut Changes<'_>) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        block: &'a Block,
+        tensors: &[Tensor; 2],
+        changes: &mut Changes<'_>,
+    ) -> Result<()> {
         if self.comparer.is_full() {
             self.finish(changes)?;
         }
         let [n, k] = block.shape();
-        let [target, unlearned] = tensors
-            .each_ref()
-            .map(|Tensor { dtype, bytes, .. }| Stored { name: block.name(), dtype: *dtype, bytes, n, k });
+        let [target, unlearned] = tensors.each_ref().map(|Tensor { dtype, bytes, .. }| Stored {
+            name: block.name(),
+            dtype: *dtype,
+            bytes,
+            n,
+            k,
+        });
         self.comparer.add(self.gpu, target, unlearned)?;
         self.waiting.push(block);
         Ok(())
