@@ -12,8 +12,9 @@
 // Counts are exact: they compare bits, single products and single differences. A term of a sum is rounded once for each
 // level of the trees above it.
 //
-// Links common/index.wgsl, common/oct.wgsl, common/half.wgsl, a group_of (common/group_*.wgsl), a `decode` with its `Scale`
-// (formats/*.wgsl), one of pairs/*.wgsl and one of widths/*.wgsl. Twin: quant::change.
+// Links common/index.wgsl, common/oct.wgsl, a group_of (common/group_*.wgsl), a `decode` with its `Scale` (formats/*.wgsl),
+// pairs/weights.wgsl, pairs/place.wgsl, pairs/one_word.wgsl or pairs/two_words.wgsl, and one of widths/*.wgsl.
+// Twin: quant::change.
 
 struct Params {
     octs: u32, // n k / 8
@@ -23,8 +24,6 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> raw_t: array<u32>;
-@group(0) @binding(2) var<storage, read> raw_u: array<u32>;
 @group(0) @binding(5) var<storage, read> scales_t: array<Scale>;
 @group(0) @binding(6) var<storage, read> scales_u: array<Scale>;
 @group(0) @binding(7) var<storage, read_write> tallies: array<atomic<u32>>;
@@ -33,10 +32,6 @@ struct Params {
 override WG: u32 = 128u;
 override PIECES: u32 = 2u;
 override PARTS: u32 = 16u;
-
-// Dtypes of the two sides: 0 is f32, 1 f16, 2 bf16.
-override DTYPE_T: u32 = 0u;
-override DTYPE_U: u32 = 0u;
 
 // Bits of a code, and a code that counts as 0 (256 if there is none).
 override BITS: u32 = 4u;
@@ -96,29 +91,6 @@ fn plain_codes(codes: Codes) -> Codes {
     return Codes(select(codes.lo, zero, codes.lo == minus), select(codes.hi, zero, codes.hi == minus));
 }
 
-fn weights_t(quad: u32) -> vec4<f32> {
-    if DTYPE_T == 0u {
-        let i = 4u * quad;
-        return bitcast<vec4<f32>>(vec4<u32>(raw_t[i], raw_t[i + 1u], raw_t[i + 2u], raw_t[i + 3u]));
-    }
-    return widened(vec2<u32>(raw_t[2u * quad], raw_t[2u * quad + 1u]), DTYPE_T == 1u);
-}
-
-fn weights_u(quad: u32) -> vec4<f32> {
-    if DTYPE_U == 0u {
-        let i = 4u * quad;
-        return bitcast<vec4<f32>>(vec4<u32>(raw_u[i], raw_u[i + 1u], raw_u[i + 2u], raw_u[i + 3u]));
-    }
-    return widened(vec2<u32>(raw_u[2u * quad], raw_u[2u * quad + 1u]), DTYPE_U == 1u);
-}
-
-fn widened(words: vec2<u32>, half: bool) -> vec4<f32> {
-    if half {
-        return vec4<f32>(widen_f16(words.x), widen_f16(words.y));
-    }
-    return vec4<f32>(widen_bf16(words.x), widen_bf16(words.y));
-}
-
 fn count(which: vec4<bool>) -> u32 {
     let ones = select(vec4<u32>(0u), vec4<u32>(1u), which);
     return ones.x + ones.y + ones.z + ones.w;
@@ -126,22 +98,6 @@ fn count(which: vec4<bool>) -> u32 {
 
 fn added(terms: vec4<f32>) -> f32 {
     return (terms.x + terms.y) + (terms.z + terms.w);
-}
-
-// The histogram's place of |delta| / step, by integer division of the mantissas. Twin: quant::change::place.
-fn place(delta: f32, step: f32) -> u32 {
-    let d = bitcast<u32>(delta) & 0x7fffffffu;
-    let s = bitcast<u32>(step);
-    if d == 0u {
-        return 1u;
-    }
-    let md = (d & 0x7fffffu) | 0x800000u;
-    let ms = (s & 0x7fffffu) | 0x800000u;
-    let borrow = select(0u, 1u, md < ms);
-    let share = (md << (SHARE_BITS + borrow)) / ms - (1u << SHARE_BITS);
-    let octave = i32(d >> 23u) - i32(s >> 23u) - i32(borrow) + i32(OCTAVES_BELOW);
-    let bin = octave * i32(1u << SHARE_BITS) + i32(share);
-    return u32(clamp(bin, 0, i32(BINS) - 2)) + 1u;
 }
 
 // Counts four pairs of weights and gives their terms, added up. `scale` is the one of the side whose code is in `codes`.
@@ -221,15 +177,17 @@ fn plus(a: Sums, b: Sums) -> Sums {
     return Sums(a.products + b.products, a.ratios + b.ratios);
 }
 
-const NOTHING: Sums = Sums(vec4<f32>(0.0), vec2<f32>(0.0));
+fn nothing() -> Sums {
+    return Sums(vec4<f32>(0.0), vec2<f32>(0.0));
+}
 
 // Eights first, first + WG, ..., eight of them, as a tree: adding to nothing does not round.
 fn look_at_eight(first: u32) -> Sums {
-    var all = NOTHING;
+    var all = nothing();
     for (var a = 0u; a < 8u; a += 4u) {
-        var four = NOTHING;
+        var four = nothing();
         for (var b = 0u; b < 4u; b += 2u) {
-            var two = NOTHING;
+            var two = nothing();
             for (var c = 0u; c < 2u; c += 1u) {
                 let oct = first + (a + b + c) * WG;
                 if oct < params.octs {

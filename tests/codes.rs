@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -348,6 +348,13 @@ fn assert_same(got: &Change, want: &Change, magnitude: f64, place: &str) {
     }
 }
 
+/// One test at a time works on the devices: a launch of another one on a busy machine could keep wgpu's GL backend waiting
+/// for longer than it does (6 s).
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Compares on every device and on the host; gives the largest relative difference of a sum over the whole model.
 fn compare_everywhere(plan: &CodesPlan) -> f64 {
     let mut largest = 0.0_f64;
@@ -383,6 +390,7 @@ fn compare_everywhere(plan: &CodesPlan) -> f64 {
 
 #[test]
 fn devices_find_what_the_host_finds() {
+    let _turn = turn();
     for model in ["npo_gdr", "ga_gdr", "sure", "control_fp32"] {
         let plan = CodesPlan { quantize_head: model == "sure", ..plan(model, quantizing()) };
         println!("{model}: sums within {:.1e} of the host's", compare_everywhere(&plan));
@@ -419,6 +427,7 @@ fn stored_as(model: &str, dtype: safetensors::Dtype) -> tempfile::TempDir {
 
 #[test]
 fn devices_take_two_dtypes() {
+    let _turn = turn();
     let wide = stored_as("npo_gdr", safetensors::Dtype::F32);
     let short = stored_as("target", safetensors::Dtype::BF16);
     let schemes = vec![Scheme::Int8, Scheme::Int4 { group: 32 }, Scheme::Fp4B64];
@@ -455,7 +464,9 @@ fn on_device(
 
 #[test]
 fn rare_groups_are_the_same_on_devices() {
-    let floor = Gpu::open_with_floor_limits(&DeviceChoice::Best).map(Arc::new).ok();
+    let _turn = turn();
+    let floor = || Arc::new(Gpu::open_with_floor_limits(&DeviceChoice::Best).unwrap());
+    let floor = adapters::all().first().map(|_| floor());
     for gpu in adapters::all().iter().chain(&floor) {
         for pair in golden().edges {
             let (target, unlearned) = (floats(&pair.target), floats(&pair.unlearned));
@@ -472,6 +483,7 @@ fn rare_groups_are_the_same_on_devices() {
 /// What f32 products do not hold is left to the host: weights near f32's ends, updates whose squares underflow.
 #[test]
 fn devices_leave_extremes_to_the_host() {
+    let _turn = turn();
     let (rows, cols) = (16, 128);
     let weights = noise(7, rows * cols);
     let moved = |size: f32| -> Vec<f32> {
@@ -481,7 +493,7 @@ fn devices_leave_extremes_to_the_host() {
         [&weights, &moved(0.1)].map(|weights| weights.iter().map(|weight| weight * scale).collect())
     };
     for gpu in adapters::all() {
-        for scheme in quantizing() {
+        for scheme in [Scheme::Int8, Scheme::Int4Asym { group: 128 }, Scheme::Nf4B64] {
             let held =
                 |pair: &[Vec<f32>; 2]| on_device(gpu, &[scheme], [&pair[0], &pair[1]], rows, cols).is_some();
             assert!(held(&scaled(1.0)) && held(&scaled(1e-6)) && held(&scaled(1e6)), "{scheme}");

@@ -19,8 +19,11 @@ use crate::quant::{Change, Scheme, change};
 use device::OnDevice;
 use pair::{Block, Pair, unit_rows};
 
-/// Weights of each checkpoint that are held at a time (or one unit, if that is more).
-const BLOCK: usize = 1 << 22;
+/// Weights of each checkpoint in a block that the host compares (or one unit, if that is more). Two blocks are held.
+const BLOCK: usize = 1 << 21;
+
+/// The same for a device: enough to keep a large one busy.
+const DEVICE_BLOCK: usize = 1 << 22;
 
 /// The module name of the output head.
 pub const HEAD: &str = "lm_head";
@@ -144,10 +147,10 @@ pub fn compare_codes(plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result
 ///
 /// As [`compare_codes`]; if the device fails or cannot hold a few rows.
 pub fn compare_codes_on(gpu: &Gpu, plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
-    compare_in_blocks(plan, Some(gpu), BLOCK, watch)
+    compare_in_blocks(plan, Some(gpu), DEVICE_BLOCK, watch)
 }
 
-/// Compares, holding `block` weights of each checkpoint at a time, or one unit.
+/// Compares in blocks of `block` weights of each checkpoint, or one unit.
 fn compare_in_blocks(
     plan: CodesPlan,
     gpu: Option<&Gpu>,

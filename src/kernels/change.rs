@@ -70,7 +70,7 @@ fn source(scheme: Scheme, dtypes: [Scheme; 2]) -> Source {
     let [t, u] = dtypes;
     let name = format!("change/{scheme} from {t} to {u}");
     let mut source = plain(name, file!("change.wgsl")).with_index().with_decoding(scheme);
-    source.parts.push(HALF);
+    source.parts.extend([HALF, file!("pairs/weights.wgsl"), file!("pairs/place.wgsl")]);
     source.parts.push(match scheme.bits() {
         8 => file!("pairs/two_words.wgsl"),
         _ => file!("pairs/one_word.wgsl"),
