@@ -101,7 +101,7 @@ fn source(scheme: Scheme, dtypes: [Scheme; 2]) -> Source {
 /// Compares row blocks of two checkpoints, for some schemes.
 ///
 /// Holds the memory that blocks pass through: both sides as stored, the codes of one scheme at a time, and the results of
-/// [`SLOTS`] blocks.
+/// a few blocks.
 #[derive(Debug)]
 pub struct Comparer {
     schemes: Vec<Scheme>,
