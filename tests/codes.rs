@@ -391,8 +391,17 @@ fn compare_everywhere(plan: &CodesPlan) -> f64 {
 #[test]
 fn devices_find_what_the_host_finds() {
     let _turn = turn();
-    for model in ["npo_gdr", "ga_gdr", "sure", "control_fp32"] {
-        let plan = CodesPlan { quantize_head: model == "sure", ..plan(model, quantizing()) };
+    for model in ["npo_gdr", "ga_gdr"] {
+        let largest = compare_everywhere(&plan(model, quantizing()));
+        println!("{model}: sums within {largest:.1e} of the host's");
+    }
+}
+
+#[test]
+fn devices_find_what_the_host_finds_in_the_head_too() {
+    let _turn = turn();
+    for model in ["sure", "control_fp32"] {
+        let plan = CodesPlan { quantize_head: true, ..plan(model, quantizing()) };
         println!("{model}: sums within {:.1e} of the host's", compare_everywhere(&plan));
     }
 }
