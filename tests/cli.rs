@@ -511,7 +511,7 @@ fn codes_says_what_changed_outside_the_matrices() {
         all += sum;
         outside += if name.contains("_proj") { 0.0 } else { sum };
     }
-    let output = undertext(&family, "codes $/target $/npo --schemes int8 --json codes.json");
+    let output = undertext(&family, "codes $/target $/npo --schemes int8 --json codes.json --device cpu");
     let text = good(&output);
     let words = format!("hold {:.0} % of the whole squared update", 100.0 * outside / all);
     assert!(text.contains(&words), "{words}: {text}");
@@ -520,6 +520,31 @@ fn codes_says_what_changed_outside_the_matrices() {
     let share = value["as_stored"]["share_of_update"].as_f64().unwrap();
     // Two orders of adding 3,000 squares, and serde_json's ulp.
     assert!((share - outside / all).abs() < 3000.0 * f64::EPSILON, "{share}");
+}
+
+/// Without a choice only a real GPU is taken; a named adapter is taken whatever it is, and finds the same.
+#[test]
+fn codes_runs_where_it_is_told_to() {
+    let family = Family::new(&["target", "npo"]);
+    let run = |device: &str| json_of(&undertext(&family, &format!("codes $/target $/npo --json {device}")));
+    let best = undertext::gpu::list().into_iter().next().filter(|best| !best.is_software());
+    let expected = best.map_or_else(|| "CPU pass".to_owned(), |best| best.name);
+    assert_eq!(run("")["device"]["name"], *expected);
+    let host = run("--device cpu");
+    assert_eq!(host["device"]["type"], "cpu");
+    assert_eq!(host["host_weights"], host["schemes"]["int8"]["total"]["weights"]);
+    for (index, adapter) in undertext::gpu::list().iter().enumerate() {
+        let value = run(&format!("--device {index}"));
+        assert_eq!(value["device"]["name"], *adapter.name);
+        assert_eq!(value["host_weights"], 0);
+        for (name, scheme) in host["schemes"].as_object().unwrap() {
+            let (got, want) = (&value["schemes"][name]["total"], &scheme["total"]);
+            assert_eq!(got["code_changed"], want["code_changed"], "{name}");
+            let [got, want] = [got, want].map(|total| total["survival"].as_f64().unwrap());
+            assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{name}: {got}, {want}");
+        }
+    }
+    failure(&family, "codes $/target $/npo --device nonesuch", 4, &["nonesuch"]);
 }
 
 #[test]

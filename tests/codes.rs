@@ -9,12 +9,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use serde_json::Value;
-use undertext::audit::{Codes, CodesPlan, TensorChange, compare_codes};
+use undertext::audit::{Codes, CodesPlan, TensorChange, compare_codes, compare_codes_on};
+use undertext::gpu::{DeviceChoice, Gpu};
+use undertext::kernels::{Comparer, Stored};
 use undertext::quant::{Change, Scheme, change};
 use undertext::report;
+
+use crate::adapters;
 
 /// `tests/golden/codes/change.json`; the script beside it explains the fields.
 #[derive(Deserialize)]
@@ -65,9 +70,13 @@ fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/models")
 }
 
-fn demo(unlearned: &str, schemes: Vec<Scheme>) -> Codes {
+fn plan(unlearned: &str, schemes: Vec<Scheme>) -> CodesPlan {
     let (target, unlearned) = (models().join("target"), models().join(unlearned));
-    compare_codes(CodesPlan { target, unlearned, schemes, quantize_head: false }, &mut |_, _| ()).unwrap()
+    CodesPlan { target, unlearned, schemes, quantize_head: false }
+}
+
+fn demo(unlearned: &str, schemes: Vec<Scheme>) -> Codes {
+    compare_codes(plan(unlearned, schemes), &mut |_, _| ()).unwrap()
 }
 
 /// Most that two orders of adding `n` f64 terms can differ, whose magnitudes add up to `magnitude`.
@@ -125,10 +134,6 @@ fn assert_equals(got: &Change, want: &Figures, place: &str) {
 
 #[test]
 fn rare_groups_equal_numpy() {
-    let floats = |text: &str| -> Vec<f32> {
-        let bits = |digits| u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
-        text.as_bytes().chunks(8).map(|digits| f32::from_bits(bits(digits))).collect()
-    };
     let golden = golden();
     assert!(golden.edges.iter().any(|pair| pair.name == "groups"));
     for pair in golden.edges {
@@ -305,4 +310,203 @@ fn the_text_reads_the_survival() {
     let row = text.lines().map(words).find(|words| words.first().is_some_and(|word| word == "3")).unwrap();
     assert_eq!(row.len(), 9, "{text}");
     assert!(text.lines().all(|line| !line.ends_with(' ')), "{text}");
+}
+
+/// The edges' bits.
+fn floats(text: &str) -> Vec<f32> {
+    let bits = |digits| u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
+    text.as_bytes().chunks(8).map(|digits| f32::from_bits(bits(digits))).collect()
+}
+
+/// Most that a device's sum may be off, relative to the host's.
+const CLOSE: f64 = 1e-6;
+
+/// Counts as the host's, the histogram's with them; sums within [`CLOSE`] of the host's, `kept` of `magnitude`.
+fn assert_same(got: &Change, want: &Change, magnitude: f64, place: &str) {
+    let counts = |change: &Change| {
+        let flips = [change.changed, change.code_changed, change.scale_changed, change.value_changed];
+        (change.weights, flips, change.absorbed, change.zero_target, change.zero_unlearned)
+    };
+    assert_eq!(counts(got), counts(want), "{place}");
+    assert_eq!(got.steps.counts(), want.steps.counts(), "{place}");
+    for (name, got, want, magnitude) in [
+        ("update", got.update, want.update, want.update),
+        ("update_from_zero", got.update_from_zero, want.update_from_zero, want.update_from_zero),
+        ("kept", got.kept, want.kept, magnitude),
+        ("quantized", got.quantized, want.quantized, want.quantized),
+        ("mean", got.steps.mean().unwrap(), want.steps.mean().unwrap(), want.steps.mean().unwrap()),
+        (
+            "predicted",
+            got.steps.predicted_flips().unwrap(),
+            want.steps.predicted_flips().unwrap(),
+            want.steps.predicted_flips().unwrap(),
+        ),
+        ("max", got.steps.max().unwrap(), want.steps.max().unwrap(), want.steps.max().unwrap()),
+    ] {
+        let bound = CLOSE * magnitude.abs();
+        assert!((got - want).abs() <= bound, "{place}: {name} is {got}, the host's {want}, bound {bound:e}");
+    }
+}
+
+/// One test at a time works on the devices: a launch of another one on a busy machine could keep wgpu's GL backend waiting
+/// for longer than it does (6 s).
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Compares on every device and on the host; gives the largest relative difference of a sum over the whole model.
+fn compare_everywhere(plan: &CodesPlan) -> f64 {
+    let mut largest = 0.0_f64;
+    let host = compare_codes(plan.clone(), &mut |_, _| ()).unwrap();
+    assert_eq!(host.host_weights, host.sum(0, |_| true).weights);
+    for gpu in adapters::all() {
+        let name = format!("{}: {}", adapters::name(gpu), plan.unlearned.display());
+        let device = compare_codes_on(gpu, plan.clone(), &mut |_, _| ()).unwrap();
+        assert_eq!((&device.device, device.host_weights), (gpu.info(), 0), "{name}");
+        assert_eq!(device.as_stored, host.as_stored, "{name}");
+        for (index, scheme) in plan.schemes.iter().enumerate() {
+            for (got, want) in device.tensors.iter().zip(&host.tensors) {
+                assert_eq!((got.layer, got.module, got.shape), (want.layer, want.module, want.shape));
+                let want = &want.changes[index];
+                // By Cauchy and Schwarz at least the sum of the magnitudes.
+                let magnitude = (want.update * want.quantized).sqrt();
+                assert_same(&got.changes[index], want, magnitude, &format!("{name} {scheme} {}", got.module));
+            }
+            let (got, want) = (device.sum(index, |_| true), host.sum(index, |_| true));
+            // Over the whole model, the sum with terms of both signs is as close to itself.
+            assert_same(&got, &want, want.kept, &format!("{name} {scheme}"));
+            let sums = |sum: &Change| {
+                let ratios = [sum.steps.mean().unwrap(), sum.steps.predicted_flips().unwrap()];
+                [sum.update, sum.update_from_zero, sum.kept, sum.quantized, ratios[0], ratios[1]]
+            };
+            for (got, want) in sums(&got).into_iter().zip(sums(&want)) {
+                largest = largest.max((got - want).abs() / want.abs());
+            }
+        }
+    }
+    largest
+}
+
+#[test]
+fn devices_find_what_the_host_finds() {
+    let _turn = turn();
+    for model in ["npo_gdr", "ga_gdr"] {
+        let largest = compare_everywhere(&plan(model, quantizing()));
+        println!("{model}: sums within {largest:.1e} of the host's");
+    }
+}
+
+#[test]
+fn devices_find_what_the_host_finds_in_the_head_too() {
+    let _turn = turn();
+    for model in ["sure", "control_fp32"] {
+        let plan = CodesPlan { quantize_head: true, ..plan(model, quantizing()) };
+        println!("{model}: sums within {:.1e} of the host's", compare_everywhere(&plan));
+    }
+}
+
+/// A demo checkpoint with every tensor stored as `dtype`; bf16 by cutting the f32.
+fn stored_as(model: &str, dtype: safetensors::Dtype) -> tempfile::TempDir {
+    use safetensors::tensor::TensorView;
+    let (from, to) = (models().join(model), tempfile::TempDir::new().unwrap());
+    for file in std::fs::read_dir(&from).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, to.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let converted: Vec<_> = tensors
+        .tensors()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let halves = tensor.data().as_chunks().0.iter();
+            let floats = halves.map(|half| half::f16::from_le_bytes(*half).to_f32().to_le_bytes());
+            let keep = if dtype == safetensors::Dtype::BF16 { 2 } else { 0 };
+            let bytes: Vec<u8> = floats.flat_map(|float| float.into_iter().skip(keep)).collect();
+            (name, tensor.shape().to_vec(), bytes)
+        })
+        .collect();
+    let views = converted
+        .iter()
+        .map(|(name, shape, bytes)| (name, TensorView::new(dtype, shape.clone(), bytes).unwrap()));
+    let bytes = safetensors::serialize(views, None).unwrap();
+    std::fs::write(to.path().join("model.safetensors"), bytes).unwrap();
+    to
+}
+
+#[test]
+fn devices_take_two_dtypes() {
+    let _turn = turn();
+    let wide = stored_as("npo_gdr", safetensors::Dtype::F32);
+    let short = stored_as("target", safetensors::Dtype::BF16);
+    let schemes = vec![Scheme::Int8, Scheme::Int4 { group: 32 }, Scheme::Fp4B64];
+    let same = CodesPlan { quantize_head: true, ..plan("npo_gdr", schemes) };
+    let mixed = CodesPlan { unlearned: wide.path().to_path_buf(), ..same.clone() };
+    assert!(compare_everywhere(&mixed) <= CLOSE);
+    assert!(compare_everywhere(&CodesPlan { target: short.path().to_path_buf(), ..mixed.clone() }) <= CLOSE);
+    // The same values in another dtype are the same figures.
+    for gpu in adapters::all() {
+        let [a, b] = [&mixed, &same].map(|plan| compare_codes_on(gpu, plan.clone(), &mut |_, _| ()).unwrap());
+        assert_eq!(a.tensors, b.tensors, "{}", adapters::name(gpu));
+    }
+}
+
+/// What one block gives on a device.
+fn on_device(
+    gpu: &Gpu,
+    schemes: &[Scheme],
+    [target, unlearned]: [&[f32]; 2],
+    n: usize,
+    k: usize,
+) -> Option<Vec<Change>> {
+    let mut comparer = Comparer::new(schemes);
+    let [target, unlearned] = [target, unlearned].map(|weights| Stored {
+        name: "edge",
+        dtype: Scheme::F32,
+        bytes: bytemuck::cast_slice(weights),
+        n,
+        k,
+    });
+    comparer.add(gpu, target, unlearned).unwrap();
+    comparer.finish(gpu).unwrap().remove(0)
+}
+
+#[test]
+fn rare_groups_are_the_same_on_devices() {
+    let _turn = turn();
+    let floor = || Arc::new(Gpu::open_with_floor_limits(&DeviceChoice::Best).unwrap());
+    let floor = adapters::all().first().map(|_| floor());
+    for gpu in adapters::all().iter().chain(&floor) {
+        for pair in golden().edges {
+            let (target, unlearned) = (floats(&pair.target), floats(&pair.unlearned));
+            let found = on_device(gpu, &quantizing(), [&target, &unlearned], pair.rows, pair.cols).unwrap();
+            for (scheme, got) in quantizing().into_iter().zip(found) {
+                let want = change(scheme, &target, &unlearned, pair.rows, pair.cols);
+                let place = format!("{}: {} {scheme}", adapters::name(gpu), pair.name);
+                assert_same(&got, &want, want.kept, &place);
+            }
+        }
+    }
+}
+
+/// What f32 products do not hold is left to the host: weights near f32's ends, updates whose squares underflow.
+#[test]
+fn devices_leave_extremes_to_the_host() {
+    let _turn = turn();
+    let (rows, cols) = (16, 128);
+    let weights = noise(7, rows * cols);
+    let moved = |size: f32| -> Vec<f32> {
+        weights.iter().zip(noise(8, rows * cols)).map(|(weight, noise)| weight + size * noise).collect()
+    };
+    let scaled = |scale: f32| -> [Vec<f32>; 2] {
+        [&weights, &moved(0.1)].map(|weights| weights.iter().map(|weight| weight * scale).collect())
+    };
+    for gpu in adapters::all() {
+        for scheme in [Scheme::Int8, Scheme::Int4Asym { group: 128 }, Scheme::Nf4B64] {
+            let held =
+                |pair: &[Vec<f32>; 2]| on_device(gpu, &[scheme], [&pair[0], &pair[1]], rows, cols).is_some();
+            assert!(held(&scaled(1.0)) && held(&scaled(1e-6)) && held(&scaled(1e6)), "{scheme}");
+            assert!(!held(&scaled(1e37)) && !held(&scaled(1e25)) && !held(&scaled(1e-25)), "{scheme}");
+        }
+    }
 }

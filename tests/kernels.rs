@@ -41,12 +41,16 @@ fn complaint(gpu: &Gpu, case: &Case, output: &Output) -> Option<String> {
     (wrong > 0).then(|| format!("{} {}: {wrong} wrong, worst {}", case.name, output.name, worst.1))
 }
 
+/// `UNDERTEXT_KERNEL=name` checks that kernel alone.
 #[test]
 fn every_case_matches_its_twin_on_every_adapter() {
+    let only = std::env::var("UNDERTEXT_KERNEL").ok();
+    let kernels =
+        || registry().into_iter().filter(|kernel| only.as_ref().is_none_or(|only| kernel.name == only));
     let mut ran = HashSet::new();
     for gpu in adapters::all() {
         let mut complaints = Vec::new();
-        let (here, elsewhere): (Vec<_>, Vec<_>) = registry().into_iter().partition(|k| k.runs_on(gpu));
+        let (here, elsewhere): (Vec<_>, Vec<_>) = kernels().partition(|k| k.runs_on(gpu));
         for kernel in elsewhere {
             println!("{}: no subgroups, so no {}", adapters::name(gpu), kernel.name);
         }
@@ -63,7 +67,7 @@ fn every_case_matches_its_twin_on_every_adapter() {
     }
     // A machine may have nothing but adapters without subgroups; the lane with all adapters may not.
     if std::env::var_os("UNDERTEXT_REQUIRE_ADAPTERS").is_some() {
-        let never: Vec<_> = registry().into_iter().filter(|kernel| !ran.contains(kernel.name)).collect();
+        let never: Vec<_> = kernels().filter(|kernel| !ran.contains(kernel.name)).collect();
         assert!(never.is_empty(), "no adapter ran {never:?}");
     }
 }

@@ -1,25 +1,29 @@
 //! Two checkpoints' weights, compared scheme by scheme without a forward pass.
+//!
+//! A thread reads both in blocks of rows; the host, or a device, compares a block while the next one is read.
 
-use std::fmt::Debug;
+mod device;
+pub(super) mod pair;
+
 use std::path::PathBuf;
+use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Tensor;
 use crate::error::{Error, Result};
-use crate::model::{Linear, check_tensors, head_name, unquantized};
+use crate::gpu::{DeviceInfo, Gpu};
 use crate::quant::{Change, Scheme, change};
 
-/// Weights that one thread compares at a time. Sums depend on it, as on the matrix's shape, and on nothing else.
-const UNIT: usize = 1 << 15;
+use device::OnDevice;
+use pair::{Block, Pair, unit_rows};
 
-/// A unit has a multiple of this many rows. Columns come in multiples of 8, so a unit then has a multiple of 64 weights:
-/// it cuts no block of a scheme whose blocks run across rows.
-const UNIT_ROWS: usize = 8;
+/// Weights of each checkpoint in a block that the host compares (or one unit, if that is more). Two blocks are held.
+const BLOCK: usize = 1 << 21;
 
-/// Weights of each checkpoint that are held at a time (or one unit, if that is more).
-const BLOCK: usize = 1 << 22;
+/// The same for a device: enough to keep a large one busy.
+const DEVICE_BLOCK: usize = 1 << 22;
 
 /// The module name of the output head.
 pub const HEAD: &str = "lm_head";
@@ -46,6 +50,11 @@ pub struct Codes {
     pub tensors: Vec<TensorChange>,
     /// What no scheme applies to.
     pub as_stored: AsStored,
+    /// What the matrices were compared on.
+    pub device: DeviceInfo,
+    /// Weights of the matrices that the host compared: all of them without a device, else those whose figures f32
+    /// products do not hold.
+    pub host_weights: u64,
     /// Bytes read of both checkpoints.
     pub disk_bytes: u64,
     /// Wall time.
@@ -118,71 +127,123 @@ impl Codes {
     }
 }
 
-/// A matrix that both checkpoints have.
-pub(super) struct Matrix {
-    layer: Option<usize>,
-    module: &'static str,
-    pub(super) name: String,
-    pub(super) shape: [usize; 2],
-}
-
-/// Streams both checkpoints and compares every matrix that a scheme applies to.
+/// Streams both checkpoints and compares every matrix that a scheme applies to, on the host.
 ///
 /// `watch` is told how many of how many weights are done. The figures do not depend on the number of threads.
 ///
 /// # Errors
 ///
-/// If a checkpoint is missing, broken, not supported or holds NaN, or if the two have other layers or shapes. Their
-/// dtypes may differ: weights are widened exactly.
+/// If a checkpoint is missing, broken, not supported or holds NaN or infinity, or if the two have other layers or shapes.
+/// Their dtypes may differ: weights are widened exactly.
 pub fn compare_codes(plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
-    compare_in_blocks(plan, BLOCK, watch)
+    compare_in_blocks(plan, None, BLOCK, watch)
 }
 
-/// [`compare_codes`], holding `block` weights of each checkpoint at a time, or one unit.
-fn compare_in_blocks(plan: CodesPlan, block: usize, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
+/// [`compare_codes`] on a device, which gives the same counts. Its sums are within 1e-6 of the host's, `kept`
+/// within 1e-6 of the sum of its terms' magnitudes; see [`crate::kernels::Comparer`]. Weights that stay as stored are
+/// compared on the host.
+///
+/// # Errors
+///
+/// As [`compare_codes`]; if the device fails or cannot hold a few rows.
+pub fn compare_codes_on(gpu: &Gpu, plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
+    compare_in_blocks(plan, Some(gpu), DEVICE_BLOCK, watch)
+}
+
+/// Compares in blocks of `block` weights of each checkpoint, or one unit.
+fn compare_in_blocks(
+    plan: CodesPlan,
+    gpu: Option<&Gpu>,
+    block: usize,
+    watch: &mut dyn FnMut(u64, u64),
+) -> Result<Codes> {
     let begun = Instant::now();
-    let target = Checkpoint::open(&plan.target)?;
-    let unlearned = Checkpoint::open(&plan.unlearned)?;
-    check_tensors(&target)?;
-    check_tensors(&unlearned)?;
-    let matrices = matrices(&target, &unlearned, plan.quantize_head)?;
-    let others = others(&target, &unlearned, plan.quantize_head)?;
-    let shapes =
-        matrices.iter().map(|matrix| &matrix.shape[..]).chain(others.iter().map(|(_, shape)| &shape[..]));
-    let total = shapes.map(|shape| shape.iter().product::<usize>() as u64).sum();
+    let pair = Pair::open(&plan)?;
+    let blocks = pair.blocks(block);
+    let total = blocks.iter().map(Block::weights).sum();
     let mut done = 0;
-    let mut stream = |name: &str, shape: &[usize], each: &mut dyn FnMut(&[f32], &[f32])| {
-        let (rows, cols) = (shape[0], shape[1..].iter().product());
-        let step = unit_rows(cols) * (block / (unit_rows(cols) * cols)).max(1);
-        for start in (0..rows).step_by(step) {
-            let end = (start + step).min(rows);
-            let read = |checkpoint: &Checkpoint| {
-                checkpoint.tensors().read_rows(name, shape, start..end).map(|tensor| tensor.to_f32())
-            };
-            let (old, new) = rayon::join(|| read(&target), || read(&unlearned));
-            each(&old?, &new?);
-            done += ((end - start) * cols) as u64;
+    let mut changes = Changes::new(&plan.schemes, pair.matrices.len());
+    let mut as_stored = AsStored::default();
+    let mut device = gpu.map(|gpu| OnDevice::new(gpu, &pair, &plan.schemes));
+    std::thread::scope(|scope| {
+        // One block waits to be taken while another is compared.
+        let (sender, receiver) = sync_channel(0);
+        let (pair, blocks) = (&pair, &blocks);
+        scope.spawn(move || {
+            for block in blocks {
+                let read = pair.read(block);
+                let failed = read.is_err();
+                // Nobody listens any more when the comparison has failed.
+                if sender.send(read).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        for block in blocks {
+            let tensors = receiver.recv().unwrap_or_else(|_| Err(ended()))?;
+            match (block.matrix, &mut device) {
+                (None, _) => as_stored.add(&tensors[0].to_f32(), &tensors[1].to_f32()),
+                (Some(_), None) => changes.compare(block, &tensors),
+                (Some(_), Some(device)) => device.add(block, &tensors, &mut changes)?,
+            }
+            done += block.weights();
             watch(done, total);
         }
-        Ok(())
-    };
-    let mut tensors = Vec::with_capacity(matrices.len());
-    for Matrix { layer, module, name, shape } in matrices {
-        let mut changes = vec![Change::default(); plan.schemes.len()];
-        stream(&name, &shape, &mut |old, new| compare_rows(&plan.schemes, old, new, shape[1], &mut changes))?;
-        tensors.push(TensorChange { layer, module, shape, changes });
-    }
-    let mut as_stored = AsStored::default();
-    for (name, shape) in others {
-        stream(&name, &shape, &mut |old, new| as_stored.add(old, new))?;
-    }
-    let disk_bytes = target.tensors().bytes_read() + unlearned.tensors().bytes_read();
-    Ok(Codes { plan, tensors, as_stored, disk_bytes, seconds: begun.elapsed().as_secs_f64() })
+        device.as_mut().map_or(Ok(()), |device| device.finish(&mut changes))
+    })?;
+    let Changes { found, host_weights, .. } = changes;
+    let tensors = pair.matrices.iter().zip(found).map(|(matrix, changes)| TensorChange {
+        layer: matrix.layer,
+        module: matrix.module,
+        shape: matrix.shape,
+        changes,
+    });
+    Ok(Codes {
+        tensors: tensors.collect(),
+        plan,
+        as_stored,
+        device: gpu.map_or_else(DeviceInfo::cpu, |gpu| gpu.info().clone()),
+        host_weights,
+        disk_bytes: pair.disk_bytes(),
+        seconds: begun.elapsed().as_secs_f64(),
+    })
 }
 
-/// Rows of a unit in a matrix of `cols` columns.
-fn unit_rows(cols: usize) -> usize {
-    (UNIT / cols).next_multiple_of(UNIT_ROWS).max(UNIT_ROWS)
+/// The reading thread panicked.
+fn ended() -> Error {
+    Error::Device { during: "reading weights ahead".to_owned(), report: "the reader ended early".to_owned() }
+}
+
+/// What was found so far, of every matrix.
+struct Changes<'a> {
+    schemes: &'a [Scheme],
+    /// By matrix and scheme.
+    found: Vec<Vec<Change>>,
+    host_weights: u64,
+}
+
+impl<'a> Changes<'a> {
+    fn new(schemes: &'a [Scheme], matrices: usize) -> Self {
+        let found = vec![vec![Change::default(); schemes.len()]; matrices];
+        Self { schemes, found, host_weights: 0 }
+    }
+
+    /// The changes of the matrix that `block` is of; of none for what stays as stored.
+    fn of(&mut self, block: &Block) -> &mut [Change] {
+        block.matrix.map_or(&mut [], |matrix| &mut self.found[matrix])
+    }
+
+    /// Adds what was found in a block, in each scheme.
+    fn add(&mut self, block: &Block, found: &[Change]) {
+        self.of(block).iter_mut().zip(found).for_each(|(change, more)| change.merge(more));
+    }
+
+    /// Compares a block on the host.
+    fn compare(&mut self, block: &Block, tensors: &[Tensor; 2]) {
+        self.host_weights += block.weights();
+        let [old, new] = tensors.each_ref().map(Tensor::to_f32);
+        compare_rows(self.schemes, &old, &new, block.shape()[1], self.of(block));
+    }
 }
 
 /// Compares some rows, units side by side, and adds them to each scheme's change in the order of the rows.
@@ -197,80 +258,6 @@ fn compare_rows(schemes: &[Scheme], target: &[f32], unlearned: &[f32], cols: usi
         .collect();
     for unit in &units {
         changes.iter_mut().zip(unit).for_each(|(change, more)| change.merge(more));
-    }
-}
-
-/// The matrices to compare, after a check that both checkpoints have the same.
-pub(super) fn matrices(
-    target: &Checkpoint,
-    unlearned: &Checkpoint,
-    quantize_head: bool,
-) -> Result<Vec<Matrix>> {
-    let (ours, theirs) = (target.config(), unlearned.config());
-    if ours.layers != theirs.layers {
-        return Err(differ(target, unlearned, "the number of layers", &ours.layers, &theirs.layers));
-    }
-    let mut matrices = Vec::new();
-    for layer in 0..ours.layers {
-        for linear in Linear::ALL {
-            let (name, shape) = (linear.name(layer), linear.shape(ours));
-            same_shape(target, unlearned, &name, &shape)?;
-            matrices.push(Matrix { layer: Some(layer), module: linear.short_name(), name, shape });
-        }
-    }
-    if quantize_head {
-        let name = head_name(target)?;
-        let other = head_name(unlearned)?;
-        if name != other {
-            return Err(differ(target, unlearned, "the head", &name, &other));
-        }
-        let shape = [ours.vocab_size, ours.hidden_size];
-        same_shape(target, unlearned, name, &shape)?;
-        matrices.push(Matrix { layer: None, module: HEAD, name: name.to_owned(), shape });
-    }
-    Ok(matrices)
-}
-
-/// Names and shapes of the tensors that stay as stored, of those that both checkpoints have. What a tied checkpoint
-/// quantizes as its head stays as stored where it is the embedding.
-fn others(
-    target: &Checkpoint,
-    unlearned: &Checkpoint,
-    quantize_head: bool,
-) -> Result<Vec<(String, Vec<usize>)>> {
-    let mut others = Vec::new();
-    for name in unquantized(target, quantize_head) {
-        if unlearned.tensors().contains(&name) {
-            let (_, shape) = target.tensors().describe(&name)?;
-            same_shape(target, unlearned, &name, shape)?;
-            others.push((name, shape.to_vec()));
-        }
-    }
-    Ok(others)
-}
-
-/// Refuses a tensor of the unlearned checkpoint whose shape is not the target's.
-fn same_shape(target: &Checkpoint, unlearned: &Checkpoint, name: &str, shape: &[usize]) -> Result<()> {
-    let (_, found) = unlearned.tensors().describe(name)?;
-    if found == shape {
-        return Ok(());
-    }
-    Err(differ(target, unlearned, &format!("the shape of {name}"), &shape, &found))
-}
-
-fn differ(
-    target: &Checkpoint,
-    unlearned: &Checkpoint,
-    what: &str,
-    expected: &dyn Debug,
-    found: &dyn Debug,
-) -> Error {
-    Error::CheckpointsDiffer {
-        path: unlearned.path().to_path_buf(),
-        target: target.path().to_path_buf(),
-        what: what.to_owned(),
-        found: format!("{found:?}"),
-        expected: format!("{expected:?}"),
     }
 }
 
@@ -290,7 +277,8 @@ mod tests {
         let run = |block| {
             let mut calls = Vec::new();
             let codes =
-                compare_in_blocks(plan.clone(), block, &mut |done, total| calls.push((done, total))).unwrap();
+                compare_in_blocks(plan.clone(), None, block, &mut |done, total| calls.push((done, total)))
+                    .unwrap();
             (codes, calls)
         };
         let (whole, few) = run(BLOCK);
@@ -303,13 +291,5 @@ mod tests {
             assert!(calls.last().is_some_and(|(done, total)| done == total), "{calls:?}");
         }
         assert_eq!(whole.tensors.last().map(|tensor| (tensor.layer, tensor.module)), Some((None, HEAD)));
-    }
-
-    #[test]
-    fn units_cut_no_block() {
-        for cols in [8, 24, 72, 128, 4096, 11_008, 1 << 20] {
-            assert!((unit_rows(cols) * cols).is_multiple_of(64), "{cols}");
-            assert!(unit_rows(cols) * cols <= UNIT.max(8 * cols) + 7 * cols, "{cols}");
-        }
     }
 }

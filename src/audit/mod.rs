@@ -10,7 +10,8 @@
 //!
 //! [`Localize`] says which parts' quantization brings the forgotten back.
 //!
-//! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
+//! [`compare_codes`] and [`compare_codes_on`] (a device) ask no questions: they read off two checkpoints' weights how much of
+//! an update quantization keeps.
 //! [`quantize()`] writes a checkpoint whose rounding keeps it.
 
 mod codes;
@@ -31,7 +32,7 @@ mod update;
 mod verdict;
 mod weighted;
 
-pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes};
+pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes, compare_codes_on};
 pub use comparison::{ArmToken, Comparison, ComparisonFound, ComparisonPlan, Passages, SetFound};
 pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
 pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Reference, Truths};

@@ -1,6 +1,6 @@
 //! What roundings other than the nearest keep of an update, from the weights alone.
 
-use super::codes::{Matrix, matrices};
+use super::codes::pair::{Matrix, matrices};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::model::check_tensors;

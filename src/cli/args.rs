@@ -96,8 +96,11 @@ Examples:
   undertext codes models/target models/npo
   undertext codes models/target models/npo --schemes int4,nf4-b64 --json codes.json
   undertext codes models/target models/npo --quantize-head --json > codes.json
+  undertext codes models/target models/npo --device cpu
 
-No forward pass and no device: both checkpoints are read once, block by block. Survival is the part of the update that \
+No forward pass: both checkpoints are read once, block by block, and compared on the GPU if there is a real one, else on \
+the host; an adapter emulated on the CPU is slower and only taken when --device names it. Counts are the same on all, \
+sums within 1e-6. Survival is the part of the update that \
 quantizing both checkpoints leaves; the lower it is, the more of the forgotten comes back. Schemes: int8, int4 (= \
 int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Codes(CodesArgs),

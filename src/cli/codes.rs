@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::args::Common;
+use super::device::Device;
 use super::output::Output;
 use super::progress::Progress;
-use crate::audit::{CodesPlan, compare_codes};
+use crate::audit::{CodesPlan, compare_codes, compare_codes_on};
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Rounding, Scheme};
 use crate::report::{codes::Codes, codes_text};
@@ -38,25 +40,25 @@ pub(super) struct CodesArgs {
     #[arg(long)]
     quantize_head: bool,
 
-    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
-    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
-    json: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// Compares the two checkpoints.
 pub(super) fn run(args: CodesArgs) -> Result<()> {
-    let CodesArgs { target, unlearned, schemes: asked, quantize_head, json } = args;
-    let output = Output::new(json);
+    let CodesArgs { target, unlearned, schemes: asked, quantize_head, common } = args;
+    let output = Output::new(common.json);
     let mut schemes = Vec::new();
     for scheme in asked {
         if !schemes.contains(&scheme) {
             schemes.push(scheme);
         }
     }
+    let device = Device::open_unless_software(common.device.as_ref())?;
     let name = unlearned.display().to_string();
+    let plan = CodesPlan { target, unlearned, schemes, quantize_head };
     let mut progress: Option<Progress> = None;
-    let found = compare_codes(CodesPlan { target, unlearned, schemes, quantize_head }, &mut |done, total| {
+    let mut watch = |done: u64, total: u64| {
         let [done, total] =
             [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
         let progress = progress.get_or_insert_with(|| {
@@ -65,7 +67,11 @@ pub(super) fn run(args: CodesArgs) -> Result<()> {
             progress
         });
         progress.done(done);
-    });
+    };
+    let found = match &device {
+        Device::Cpu => compare_codes(plan, &mut watch),
+        Device::Gpu(gpu) => compare_codes_on(gpu, plan, &mut watch),
+    };
     if let Some(mut progress) = progress {
         progress.finish();
     }

@@ -43,6 +43,21 @@ impl Device {
         Ok(Self::Gpu(Arc::new(gpu)))
     }
 
+    /// Opens the device that `choice` means, for work that the host does faster than an adapter emulated on it: without a
+    /// choice such an adapter is not taken. No kernel is tuned.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::open`].
+    pub fn open_unless_software(choice: Option<&DeviceChoice>) -> Result<Self> {
+        match choice {
+            None | Some(DeviceChoice::Best) if gpu::list().first().is_none_or(DeviceInfo::is_software) => {
+                Ok(Self::Cpu)
+            }
+            choice => Self::open(choice, Tuning::Off, false),
+        }
+    }
+
     /// What it is.
     #[must_use]
     pub fn info(&self) -> DeviceInfo {

@@ -83,6 +83,11 @@ impl Source {
         self.with_codes(scheme, Some(reader))
     }
 
+    /// Links how codes of `scheme` are decoded, without buffers: `decode(word, scale)`, and `group_of(row, oct)`.
+    pub(super) fn with_decoding(self, scheme: Scheme) -> Self {
+        self.with_codes(scheme, None)
+    }
+
     fn with_codes(mut self, scheme: Scheme, reader: Option<File>) -> Self {
         let run = file!("common/group_run.wgsl");
         let row = file!("common/group_row.wgsl");

@@ -6,6 +6,7 @@
 mod attention;
 mod cache;
 mod case;
+mod change;
 mod divergence;
 mod entropy;
 mod family;
@@ -30,6 +31,7 @@ mod tune_decode;
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use cache::KvFormat;
 pub use case::{Case, Output, Prepare, Prepared, Want, Work};
+pub use change::Comparer;
 pub use divergence::{Diverge, DivergenceState, Operands as DivergeOperands};
 pub use entropy::{Entropy, EntropyState, Operands as EntropyOperands};
 pub use family::Family;
@@ -70,7 +72,7 @@ impl Kernel {
 /// All kernels.
 #[must_use]
 pub fn registry() -> Vec<Kernel> {
-    let mut kernels = vec![pack::SCALES, pack::CODES, keep::KERNEL];
+    let mut kernels = vec![pack::SCALES, pack::CODES, change::KERNEL, keep::KERNEL];
     kernels.extend(matmul::KERNELS);
     kernels.extend([
         matvec::WORKGROUP,

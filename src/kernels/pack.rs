@@ -32,7 +32,8 @@ pub(super) const SCALES: Kernel = Kernel {
 pub(super) const CODES: Kernel =
     Kernel { name: "pack_codes", sources: || pairs(codes_source), params: CodesParams::layout, cases };
 
-const STORED: [Scheme; 3] = [Scheme::F32, Scheme::F16, Scheme::Bf16];
+/// Dtypes that a checkpoint stores.
+pub(super) const STORED: [Scheme; 3] = [Scheme::F32, Scheme::F16, Scheme::Bf16];
 
 fn pairs(source: fn(Scheme, Scheme) -> Source) -> Vec<Source> {
     let quantizing = Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full());

@@ -103,7 +103,7 @@ impl Change {
         ratio(count as f64, self.weights as f64)
     }
 
-    fn add(&mut self, target: Side, unlearned: Side, widths: Option<&[f64; 16]>) {
+    fn add(&mut self, target: Side, unlearned: Side, widths: Option<&Widths>) {
         let delta = f64::from(unlearned.weight) - f64::from(target.weight);
         let quantized = f64::from(unlearned.value) - f64::from(target.value);
         let changed = delta != 0.0;
@@ -127,7 +127,12 @@ impl Change {
         let side = if target.scale > 0.0 { target } else { unlearned };
         let width = widths.map_or(1.0, |widths| widths[side.code as usize]);
         let step = width * f64::from(side.scale);
-        self.steps.add(if step > 0.0 { delta.abs() / step } else { 0.0 });
+        if changed && step > 0.0 {
+            let place = place(target.weight, unlearned.weight, rounded(width) * side.scale);
+            self.steps.add(delta.abs() / step, place);
+        } else {
+            self.steps.add(0.0, 0);
+        }
     }
 }
 
@@ -179,27 +184,59 @@ pub struct Steps {
 }
 
 /// A bin is a 64th of an octave, so its middle is within 1 / 128 of everything in it.
-const BINS_PER_OCTAVE: u64 = 1 << SHARE_BITS;
-const SHARE_BITS: u32 = 6;
+pub(crate) const SHARE_BITS: u32 = 6;
+const BINS_PER_OCTAVE: i32 = 1 << SHARE_BITS;
 /// Bits of an f64 below the ones that name its bin.
 const SHIFT: u32 = 52 - SHARE_BITS;
 /// 2^-32 and what is less fall into the first bin, 2^8 and what is more into the last.
-const FIRST: u64 = (1023 - 32) * BINS_PER_OCTAVE;
-const LAST: u64 = (1023 + 8) * BINS_PER_OCTAVE;
+pub(crate) const OCTAVES_BELOW: u32 = 32;
+const OCTAVES: usize = 40;
+/// The first bin's bits in an f64.
+const FIRST: u64 = (1023 - OCTAVES_BELOW as u64) << SHARE_BITS;
 /// With the one for 0.
-const COUNTS: usize = 40 * (1 << SHARE_BITS) + 2;
+pub(crate) const COUNTS: usize = OCTAVES * (1 << SHARE_BITS) + 2;
+/// Magnitudes below this count as 0 when a bin is chosen; 2^-101, 2048 times below [`super::scale::TINY`].
+pub(crate) const NEGLIGIBLE: f32 = f32::from_bits(26 << 23);
+
+/// The place in [`Steps`]' counts of a changed weight.
+///
+/// So written that a device can repeat it bit for bit: the ratio of the f32 difference to the f32 step, by integer division
+/// of their mantissas. Without the negligible weights neither operand of the difference is subnormal, and it is 0 or
+/// normal itself: a multiple of 2^-124. `step` is a normal number, since a scale is 0 or comes from [`super::scale::TINY`] on.
+fn place(target: f32, unlearned: f32, step: f32) -> usize {
+    let kept = |weight: f32| if weight.abs() < NEGLIGIBLE { 0.0 } else { weight };
+    let delta = (kept(unlearned) - kept(target)).abs().to_bits();
+    if delta == 0 {
+        return 1;
+    }
+    let step = step.to_bits();
+    let mantissa = |bits: u32| bits & 0x007f_ffff | 0x0080_0000;
+    let exponent = |bits: u32| (bits >> 23).cast_signed();
+    let borrow = u32::from(mantissa(delta) < mantissa(step));
+    let share = (mantissa(delta) << (SHARE_BITS + borrow)) / mantissa(step) - (1 << SHARE_BITS);
+    let octave = exponent(delta) - exponent(step) - borrow.cast_signed() + OCTAVES_BELOW.cast_signed();
+    let bin = octave * BINS_PER_OCTAVE + share.cast_signed();
+    usize::try_from(bin).unwrap_or(0).min(COUNTS - 2) + 1
+}
+
+/// To f32, half to even.
+#[expect(clippy::cast_possible_truncation, reason = "rounds on purpose")]
+fn rounded(width: f64) -> f32 {
+    width as f32
+}
 
 impl Steps {
-    fn add(&mut self, ratio: f64) {
-        let place = if ratio == 0.0 {
-            0
-        } else {
-            self.sum += ratio;
-            self.capped += ratio.min(1.0);
-            self.max = self.max.max(ratio);
-            let bin = (ratio.to_bits() >> SHIFT).clamp(FIRST, LAST) - FIRST;
-            usize::try_from(bin).map_or(0, |bin| bin + 1)
-        };
+    /// A distribution that was found elsewhere: the sums of the ratios and of the ratios capped at 1, the greatest one, and
+    /// the number of weights in each of [`COUNTS`] places.
+    pub(crate) fn from_parts(sum: f64, capped: f64, max: f64, counts: Vec<u64>) -> Self {
+        assert_eq!(counts.len(), COUNTS, "places of the histogram");
+        Self { sum, capped, max, counts }
+    }
+
+    fn add(&mut self, ratio: f64, place: usize) {
+        self.sum += ratio;
+        self.capped += ratio.min(1.0);
+        self.max = self.max.max(ratio);
         self.counts[place] += 1;
     }
 
@@ -210,6 +247,12 @@ impl Steps {
         for (count, more) in self.counts.iter_mut().zip(&later.counts) {
             *count += more;
         }
+    }
+
+    /// How many ratios are 0, then how many lie in each bin: a 64th of an octave, from 2^-32 and less to 2^8 and more.
+    #[must_use]
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
     }
 
     /// Number of weights.
@@ -322,10 +365,13 @@ impl<'a> Coded<'a> {
 }
 
 /// The FP4 code of -0.
-const FP4_MINUS_ZERO: u32 = 8;
+pub(crate) const FP4_MINUS_ZERO: u32 = 8;
 
-/// Over its block's absmax, the width of each code's bin; `None` where every bin is one scale wide.
-fn widths(scheme: Scheme) -> Option<[f64; 16]> {
+/// The width of each code's bin, over its block's absmax.
+type Widths = [f64; 16];
+
+/// [`Widths`] of a table; `None` where every bin is one scale wide.
+pub(crate) fn widths(scheme: Scheme) -> Option<Widths> {
     let mut widths = [0.0; 16];
     match scheme {
         Scheme::Fp4B64 => {

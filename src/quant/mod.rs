@@ -24,6 +24,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 
 pub use aligned::aligned;
+pub(crate) use change::{COUNTS, FP4_MINUS_ZERO, NEGLIGIBLE, OCTAVES_BELOW, SHARE_BITS, widths};
 pub use change::{Change, Steps, change};
 pub use codec::{decode, encode};
 pub use keep::{Kept, KeptRow, keep};

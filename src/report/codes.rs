@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::schema::{Program, VERSION};
+use super::schema::{Device, Program, VERSION};
 use super::table::{Style, add, percent, rounded, table};
 use crate::audit::{self, TensorChange};
 use crate::quant::Change;
@@ -37,6 +37,10 @@ pub struct Codes {
     pub schemes: BTreeMap<String, SchemeCodes>,
     /// The weights that no scheme applies to.
     pub as_stored: AsStored,
+    /// What the quantized matrices were compared on.
+    pub device: Device,
+    /// Weights of them that the host compared: all without an adapter, else those whose figures f32 products do not hold.
+    pub host_weights: u64,
     /// Bytes read from both checkpoints.
     pub disk_bytes: u64,
     /// Wall time.
@@ -164,6 +168,8 @@ impl From<&audit::Codes> for Codes {
             },
             schemes: schemes.map(|(index, name)| (name.to_string(), scheme_codes(codes, index))).collect(),
             as_stored: as_stored(codes),
+            device: (&codes.device).into(),
+            host_weights: codes.host_weights,
             disk_bytes: codes.disk_bytes,
             seconds: codes.seconds,
         }
@@ -268,6 +274,10 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
     let Some((_, first)) = asked.first() else { return Ok(()) };
     let Plan { target, unlearned, .. } = &codes.plan;
     writeln!(text, "From {target} (t) to {unlearned} (u): {}\n", update(&first.total))?;
+    let Device { name, backend, kind, .. } = &codes.device;
+    if backend != "cpu" {
+        writeln!(text, "Compared on {name} ({backend}, {kind})\n")?;
+    }
     writeln!(text, "{}\n", totals(&asked, style).trim_fmt())?;
     writeln!(
         text,
