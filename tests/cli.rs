@@ -774,6 +774,26 @@ fn quantize_rounds_to_nearest_or_at_random() {
     assert!(random["total"]["moved"].as_u64().unwrap() > 0, "{random}");
 }
 
+#[test]
+fn quantize_looks_at_a_text() {
+    let family = family();
+    std::fs::write(family.path("text.txt"), "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12").unwrap();
+    let line = "quantize $/npo --scheme int4-g32 --keep-from $/target";
+    let plain = json_of(&undertext(&family, &format!("{line} --out $/plain --keep 0.825 --json")));
+    assert!(plain.get("calibrate").is_none());
+    let value = json_of(&undertext(&family, &format!("{line} --out $/matched --calibrate $/text.txt --json")));
+    assert_eq!((&value["keep"], &value["calibrated_on"]), (&json!(0.825), &json!(13)), "with BOS");
+    assert!(value["calibrate"].as_str().unwrap().ends_with("text.txt"));
+    assert!(value["total"]["survival"].as_f64().unwrap() > 0.8);
+    let weights = |name: &str| std::fs::read(family.path(name).join("model.safetensors")).unwrap();
+    assert!(weights("plain") != weights("matched"));
+    failure(&family, "quantize $/npo --scheme int4 --out $/x --calibrate $/text.txt", 2, &["--keep-from"]);
+    failure(&family, &format!("{line} --out $/x --calibrate $/none.txt"), 3, &["none.txt"]);
+    std::fs::write(family.path("empty.txt"), "").unwrap();
+    failure(&family, &format!("{line} --out $/x --calibrate $/empty.txt"), 3, &["empty.txt"]);
+    assert!(!family.path("x").exists(), "nothing is left of a run that failed");
+}
+
 /// Packed codes and scales stand for the very values that are written dequantized.
 #[test]
 fn packed_checkpoints_hold_the_dequantized_values() {

@@ -12,7 +12,7 @@ use undertext::checkpoint::Checkpoint;
 use undertext::gpu::Commands;
 use undertext::kernels::{Packer, Stored, Want, registry};
 use undertext::quant::{
-    Draw, Kept, KeptRow, Packed, Rounding, Rows, Scheme, Share, decode, encode, keep, neighbour, round,
+    Draw, Kept, KeptRow, Moments, Packed, Rounding, Rows, Scheme, Share, decode, encode, keep, matched, neighbour, round,
     stochastic,
 };
 
@@ -285,5 +285,88 @@ fn matrices_are_rounded_on_the_device_as_on_the_host() {
                 assert_eq!(gpu.read::<f32>(&part.scales, want.scales.len()).unwrap(), want.scales, "{place}");
             }
         }
+    }
+}
+
+/// What a matrix multiplies, as a plain double loop: error of the outputs and survival, from the definition.
+#[test]
+fn matched_rounding_keeps_the_update_and_moves_the_outputs_less() {
+    let matrices = matrices("npo_gdr");
+    for scheme in [Scheme::Int4 { group: 128 }, Scheme::Int4Asym { group: 128 }, Scheme::Nf4B64, Scheme::Fp4B64] {
+        let (t, u, n, k) = &matrices[2];
+        let (n, k) = (*n, *k);
+        // Inputs that go together: a few directions and some noise.
+        let inputs: Vec<Vec<f64>> = (0..96)
+            .map(|token| {
+                let wave = |column: usize, period: usize| ((token * (column + period)) as f64 / period as f64).sin();
+                (0..k).map(|column| 2.0 * wave(column, 37) + wave(column % 11, 5) + 0.1 * wave(column, 3)).collect()
+            })
+            .collect();
+        let share = 0.825;
+        let got = matched(scheme, t, u, [n, k], &moments_of(&inputs, k), share);
+        let plain = keep(scheme, t, u, n, k, share);
+        let error = |kept: &Kept| {
+            let values = decode(&kept.packed);
+            let mut sum = 0.0;
+            for row in 0..n {
+                let range = row * k..(row + 1) * k;
+                let wrong = range.map(|i| {
+                    let wanted = f64::from(t[i]) + f64::from(share) * (f64::from(u[i]) - f64::from(t[i]));
+                    f64::from(values[i]) - wanted
+                });
+                let wrong: Vec<_> = wrong.collect();
+                for x in &inputs {
+                    sum += x.iter().zip(&wrong).map(|(a, b)| a * b).sum::<f64>().powi(2);
+                }
+            }
+            sum
+        };
+        let (ours, theirs) = (error(&got), error(&plain));
+        assert!(ours < 0.5 * theirs, "{scheme}: error {ours} against {theirs}");
+        let mut all = KeptRow::default();
+        let (mut rows, mut near) = (0_u32, 0_u32);
+        for (row, plain) in got.rows.iter().zip(&plain.rows) {
+            all.merge(row);
+            assert_eq!((row.update, row.nearest), (plain.update, plain.nearest));
+            if let Some(survival) = row.survival() {
+                // What nearest rounding keeps anyway is not taken back.
+                let goal = row.nearest_survival().unwrap().clamp(f64::from(share), 1.0);
+                rows += 1;
+                near += u32::from((survival - goal).abs() <= 0.05);
+            }
+        }
+        assert!(rows > 0 && f64::from(near) >= 0.9 * f64::from(rows), "{scheme}: {near} of {rows} rows near");
+        assert!(all.survival().unwrap() >= f64::from(share) - 0.01, "{scheme}: {:?}", all.survival());
+        assert_eq!(got.packed.scales, encode(scheme, u, n, k).scales);
+        let from = |row: usize| row * k..(row + 1) * k;
+        let moved = |row: usize| {
+            let near = encode(scheme, u, n, k);
+            from(row).filter(|&i| near.code(i) != got.packed.code(i)).count() as u64
+        };
+        assert_eq!(moved(5), got.rows[5].moved);
+        assert!(got == matched(scheme, t, u, [n, k], &moments_of(&inputs, k), share), "{scheme}: twice the same");
+    }
+}
+
+fn moments_of(inputs: &[Vec<f64>], k: usize) -> Moments {
+    let mut sums = vec![0.0; k * k];
+    for x in inputs {
+        for (i, a) in x.iter().enumerate() {
+            x.iter().enumerate().for_each(|(j, b)| sums[i * k + j] += a * b);
+        }
+    }
+    Moments::new(k, sums)
+}
+
+/// With independent inputs and nothing to keep, the nearest codes have the least error; rows may not have any update at all.
+#[test]
+fn matched_rounding_without_an_update_is_nearest() {
+    let (_, u, n, k) = &matrices("npo_gdr")[0];
+    let (n, k) = (*n, *k);
+    let alone = |index: usize| f64::from(u8::from(index.is_multiple_of(k + 1)));
+    for sums in [(0..k * k).map(alone).collect(), vec![0.0; k * k]] {
+        let got = matched(Scheme::Int4 { group: 32 }, u, u, [n, k], &Moments::new(k, sums), 0.9);
+        assert_eq!(got.packed, encode(Scheme::Int4 { group: 32 }, u, n, k));
+        assert!(got.rows.iter().all(|row| row.moved == 0 && row.update == 0.0 && row.survival().is_none()));
     }
 }

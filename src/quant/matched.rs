@@ -68,6 +68,12 @@ impl Moments {
         self.n
     }
 
+    /// The greatest difference of two values.
+    #[cfg(test)]
+    pub(crate) fn distance(&self, other: &Self) -> f64 {
+        self.values.iter().zip(&other.values).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    }
+
     fn row(&self, index: usize) -> &[f64] {
         &self.values[index * self.n..(index + 1) * self.n]
     }

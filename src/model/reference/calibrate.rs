@@ -141,3 +141,43 @@ fn add_products(sum: &mut [f64], inputs: &[f32], n: usize) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::weights::Norm;
+
+    /// The first matrices multiply the normed embeddings.
+    #[test]
+    fn the_first_moments_are_those_of_the_normed_embedding() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/model/tiny_llama");
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let config = checkpoint.config();
+        let d = config.hidden_size;
+        let read = |name: &str, shape: &[usize]| checkpoint.tensors().read(name, shape).unwrap().to_f32();
+        let embedding = read(EMBEDDING, &[config.vocab_size, d]);
+        let norm = read(&Norm::Attention.name(0), &[d]);
+        let windows = [vec![3, 17, 5, 9], vec![1, 2]];
+        let mut sums = vec![0.0; d * d];
+        for &token in windows.iter().flatten() {
+            let row: Vec<f64> = embedding[token as usize * d..][..d].iter().map(|&x| f64::from(x)).collect();
+            let mean = row.iter().map(|x| x * x).sum::<f64>() / d as f64;
+            let scale = 1.0 / (mean + f64::from(config.rms_norm_eps)).sqrt();
+            let x: Vec<f64> = row.iter().zip(&norm).map(|(x, &norm)| x * scale * f64::from(norm)).collect();
+            for (i, a) in x.iter().enumerate() {
+                x.iter().enumerate().for_each(|(j, b)| sums[i * d + j] += a * b);
+            }
+        }
+        let mut calibration = Calibration::new(&checkpoint, &windows).unwrap();
+        let found = calibration.layer().unwrap();
+        let (got, want) = (found.of(Linear::Q).unwrap(), Moments::new(d, sums));
+        assert!(got.distance(&want) < 1e-6, "{}", got.distance(&want));
+        assert_eq!(found.of(Linear::V), found.of(Linear::Q));
+        assert_eq!(found.of(Linear::Down).unwrap().inputs(), config.intermediate_size);
+        // The stream goes on: the next layer sees other inputs.
+        let next = calibration.layer().unwrap();
+        assert!(next.of(Linear::Q).unwrap().distance(&want) > 1e-3);
+        let error = Calibration::new(&checkpoint, &[vec![u32::MAX]]).unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+    }
+}
