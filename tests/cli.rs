@@ -782,7 +782,8 @@ fn quantize_looks_at_a_text() {
     let line = format!("quantize {demo}/npo_gdr --scheme int4-g32 --keep-from {demo}/target");
     let plain = json_of(&undertext(&family, &format!("{line} --out $/plain --keep 0.825 --json")));
     assert!(plain.get("calibrate").is_none());
-    let value = json_of(&undertext(&family, &format!("{line} --out $/matched --calibrate $/text.txt --json")));
+    let value =
+        json_of(&undertext(&family, &format!("{line} --out $/matched --calibrate $/text.txt --json")));
     assert_eq!(value["keep"], 0.825);
     assert!(value["calibrated_on"].as_u64().unwrap() > 20);
     assert!(value["calibrate"].as_str().unwrap().ends_with("text.txt"));

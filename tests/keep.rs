@@ -12,8 +12,8 @@ use undertext::checkpoint::Checkpoint;
 use undertext::gpu::Commands;
 use undertext::kernels::{Packer, Stored, Want, registry};
 use undertext::quant::{
-    Draw, Kept, KeptRow, Moments, Packed, Rounding, Rows, Scheme, Share, decode, encode, keep, matched, neighbour, round,
-    stochastic,
+    Draw, Kept, KeptRow, Moments, Packed, Rounding, Rows, Scheme, Share, decode, encode, keep, matched,
+    neighbour, round, stochastic,
 };
 
 fn quantizing() -> impl Iterator<Item = Scheme> {
@@ -292,14 +292,19 @@ fn matrices_are_rounded_on_the_device_as_on_the_host() {
 #[test]
 fn matched_rounding_keeps_the_update_and_moves_the_outputs_less() {
     let matrices = matrices("npo_gdr");
-    for scheme in [Scheme::Int4 { group: 128 }, Scheme::Int4Asym { group: 128 }, Scheme::Nf4B64, Scheme::Fp4B64] {
+    for scheme in
+        [Scheme::Int4 { group: 128 }, Scheme::Int4Asym { group: 128 }, Scheme::Nf4B64, Scheme::Fp4B64]
+    {
         let (t, u, n, k) = &matrices[2];
         let (n, k) = (*n, *k);
         // Inputs that go together: a few directions and some noise.
         let inputs: Vec<Vec<f64>> = (0..96)
             .map(|token| {
-                let wave = |column: usize, period: usize| ((token * (column + period)) as f64 / period as f64).sin();
-                (0..k).map(|column| 2.0 * wave(column, 37) + wave(column % 11, 5) + 0.1 * wave(column, 3)).collect()
+                let wave =
+                    |column: usize, period: usize| ((token * (column + period)) as f64 / period as f64).sin();
+                (0..k)
+                    .map(|column| 2.0 * wave(column, 37) + wave(column % 11, 5) + 0.1 * wave(column, 3))
+                    .collect()
             })
             .collect();
         let share = 0.825;
@@ -344,7 +349,10 @@ fn matched_rounding_keeps_the_update_and_moves_the_outputs_less() {
             from(row).filter(|&i| near.code(i) != got.packed.code(i)).count() as u64
         };
         assert_eq!(moved(5), got.rows[5].moved);
-        assert!(got == matched(scheme, t, u, [n, k], &moments_of(&inputs, k), share), "{scheme}: twice the same");
+        assert!(
+            got == matched(scheme, t, u, [n, k], &moments_of(&inputs, k), share),
+            "{scheme}: twice the same"
+        );
     }
 }
 
@@ -375,6 +383,7 @@ fn matched_rounding_without_an_update_is_nearest() {
             assert!(own <= other * 1.000_001, "{i}: {own} {other}");
         }
         assert!(got.rows.iter().all(|row| row.update == 0.0 && row.survival().is_none()));
-        assert!(got.rows.iter().map(|row| row.moved).sum::<u64>() < 20);
+        let moved: u64 = got.rows.iter().map(|row| row.moved).sum();
+        assert!(moved < (n * k / 100) as u64, "{moved} ties");
     }
 }
