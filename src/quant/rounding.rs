@@ -132,7 +132,7 @@ pub struct Rows<'a> {
 pub struct Rounded {
     /// The codes and scales.
     pub packed: Packed,
-    /// Codes that are not the nearest (of the scales that were chosen).
+    /// Codes that are not those of nearest rounding.
     pub moved: u64,
     /// What became of each row's update, in kept rounding.
     pub kept: Vec<KeptRow>,
@@ -153,7 +153,11 @@ pub fn round(scheme: Scheme, rounding: Rounding, what: Rows<'_>) -> Rounded {
             Rounded { packed: kept.packed, moved, kept: kept.rows }
         }
         (Rounding::Aligned, Some(target)) => {
-            Rounded { packed: aligned(scheme, target, weights, rows, cols), moved: 0, kept: Vec::new() }
+            let (packed, near) =
+                (aligned(scheme, target, weights, rows, cols), encode(scheme, weights, rows, cols));
+            let moved =
+                (0..rows * cols).filter(|&index| packed.code(index) != near.code(index)).count() as u64;
+            Rounded { packed, moved, kept: Vec::new() }
         }
         (Rounding::Stochastic(seed), _) => {
             let (packed, moved) = stochastic(scheme, weights, rows, cols, Draw::new(seed, tensor), first);
