@@ -29,6 +29,7 @@ mod report;
 mod report_html;
 mod shaders;
 mod statistics;
+mod store;
 mod suite;
 mod support;
 mod tune;

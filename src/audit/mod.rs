@@ -2,7 +2,7 @@
 //!
 //! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks all arms the same questions, and
 //! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
-//! way still has a report.
+//! way still has a report. [`Store`] keeps what arms answered on disk, so that such a run goes on where it was.
 //!
 //! [`Comparison`] holds arms' logits against a reference's, token by token.
 //!
@@ -13,6 +13,7 @@
 //! [`compare_codes`] asks no questions: it reads off two checkpoints' weights how much of an update quantization keeps.
 //! [`quantize()`] writes a checkpoint whose rounding keeps it.
 
+mod ask;
 mod codes;
 mod comparison;
 mod divergence;
@@ -24,6 +25,7 @@ mod quantize;
 mod run;
 mod series;
 mod statistics;
+mod store;
 mod survival;
 mod verdict;
 mod weighted;
@@ -39,5 +41,6 @@ pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, Roundi
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
+pub use store::{Inputs, ModelInputs, Store, engine_revision};
 pub use survival::{Survival, closeness_correlation, measure_survival, rank_correlation};
 pub use verdict::{ALPHA, CONFIDENCE, Criteria, Outcome, Verdict, verdicts};

@@ -137,7 +137,7 @@ pub(super) fn execute(
     record.save(&audit.nothing_yet())?;
     let mut watch = Watching { record: &record, progress: Progress::new("answers") };
     let options = Options { one_at_a_time: memory.naive, ..Options::default() };
-    let (mut findings, result) = audit.run(&mut &arms, options, &mut watch);
+    let (mut findings, result) = audit.run(&mut &arms, options, &mut watch, None);
     watch.progress.finish();
     if result.is_ok() && !judge.no_survival {
         (findings.survival, findings.codes_disk_bytes) = survival(audit.plan());
