@@ -11,14 +11,19 @@ mod compare;
 mod demo;
 mod device;
 mod devices;
+mod folder;
 mod generate;
+mod interrupt;
 mod judge;
 mod localize;
+mod log;
 mod memory;
 mod output;
+mod plan_file;
 mod progress;
 mod quantize;
 mod report;
+mod session;
 
 use std::ffi::OsString;
 

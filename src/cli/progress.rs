@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output::say;
+use super::{log, output::say};
 
 /// Least time between two lines where stderr is not a terminal.
 const QUIET: Duration = Duration::from_secs(30);
@@ -67,9 +67,8 @@ impl Progress {
 
     /// The part is done.
     pub(super) fn part_done(&mut self) {
-        if self.bar.is_none() {
-            say(&format!("{}: {:.1} s", self.name, self.begun.elapsed().as_secs_f64()));
-        }
+        let line = format!("{}: {:.1} s", self.name, self.begun.elapsed().as_secs_f64());
+        if self.bar.is_none() { say(&line) } else { log::keep(&line) }
     }
 
     /// Nothing more comes; the result follows.

@@ -6,14 +6,15 @@ use serde_json::Value;
 
 use clap::Args;
 
+use super::folder::REPORT;
 use super::output::{Output, print, write};
 use crate::error::{Error, Result};
 use crate::report::{Report, report_html, schema};
 
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote
-    #[arg(value_name = "REPORT.JSON")]
+    /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote, or a run's folder
+    #[arg(value_name = "REPORT.JSON|DIR")]
     record: PathBuf,
 
     /// Where the page goes [default: beside the record, with the extension html]
@@ -23,9 +24,10 @@ pub(super) struct ReportArgs {
 
 /// Makes the page of a record and says where it is.
 pub(super) fn run(args: ReportArgs) -> Result<()> {
-    let report = read(&args.record)?;
-    let html = args.html.unwrap_or_else(|| args.record.with_extension("html"));
-    Output::File(args.record).differs_from(Some(&html))?;
+    let record = if args.record.is_dir() { args.record.join(REPORT) } else { args.record };
+    let report = read(&record)?;
+    let html = args.html.unwrap_or_else(|| record.with_extension("html"));
+    Output::File(record).differs_from(Some(&html))?;
     write(&html, &report_html(&report))?;
     print(&format!("{}\n", html.display()))
 }

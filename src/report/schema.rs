@@ -361,9 +361,14 @@ impl Memory {
     }
 }
 
-/// What was done.
+/// What was done. All of this, and nothing else but `gpu_seconds` and `gpu_timed_dispatches`, differs between a run that
+/// was stopped and resumed and one that was not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
+    /// Sessions that it took: 1, and one more each time the run was resumed. All that follows adds up over them; of one that
+    /// was killed, what was done after its last finished group of arms is not known.
+    #[serde(default = "one")]
+    pub sessions: u64,
     /// Bytes read from checkpoints to run them.
     pub disk_bytes: u64,
     /// Bytes read from checkpoints, once more, to compare their weights for `survival`.
@@ -392,6 +397,31 @@ pub struct Counters {
     pub peak_host_bytes: Option<u64>,
     /// Where the time went.
     pub seconds: Seconds,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Counters {
+    /// Adds another session's; peaks are maxima.
+    pub fn add(&mut self, other: &Self) {
+        self.sessions += other.sessions;
+        self.disk_bytes += other.disk_bytes;
+        self.codes_disk_bytes += other.codes_disk_bytes;
+        self.upload_bytes += other.upload_bytes;
+        self.weight_passes += other.weight_passes;
+        self.dispatches += other.dispatches;
+        self.submissions += other.submissions;
+        self.tokens_scored += other.tokens_scored;
+        self.tokens_generated += other.tokens_generated;
+        self.peak_device_bytes = self.peak_device_bytes.max(other.peak_device_bytes);
+        self.peak_allocated_bytes = self.peak_allocated_bytes.max(other.peak_allocated_bytes);
+        self.peak_host_bytes = self.peak_host_bytes.max(other.peak_host_bytes);
+        self.seconds.load += other.seconds.load;
+        self.seconds.score += other.seconds.score;
+        self.seconds.generate += other.seconds.generate;
+    }
 }
 
 /// Wall seconds by kind of work.
