@@ -27,6 +27,7 @@ mod quant;
 mod reference;
 mod report;
 mod report_html;
+mod run_folder;
 mod shaders;
 mod statistics;
 mod store;

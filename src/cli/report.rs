@@ -15,7 +15,12 @@ use crate::report::{Report, report_html, schema};
 pub(super) struct ReportArgs {
     /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote, or a run's folder
     #[arg(value_name = "REPORT.JSON|DIR")]
-    record: PathBuf,
+    #[arg(required_unless_present = "schema")]
+    record: Option<PathBuf>,
+
+    /// Print the JSON Schema of the record instead
+    #[arg(long, hide = true, exclusive = true)]
+    schema: bool,
 
     /// Where the page goes [default: beside the record, with the extension html]
     #[arg(long, value_name = "FILE")]
@@ -24,7 +29,11 @@ pub(super) struct ReportArgs {
 
 /// Makes the page of a record and says where it is.
 pub(super) fn run(args: ReportArgs) -> Result<()> {
-    let record = if args.record.is_dir() { args.record.join(REPORT) } else { args.record };
+    let record = match args.record {
+        Some(record) if !args.schema => record,
+        _ => return print(&Output::to_json(&Report::json_schema())?),
+    };
+    let record = if record.is_dir() { record.join(REPORT) } else { record };
     let report = read(&record)?;
     let html = args.html.unwrap_or_else(|| record.with_extension("html"));
     Output::File(record).differs_from(Some(&html))?;

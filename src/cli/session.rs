@@ -82,24 +82,32 @@ fn execute(
     }
     // Everything is written down.
     interrupt::at_once();
-    result = result.and_then(|()| interrupt::check());
+    if result.is_ok() && interrupt::check().is_err() {
+        result = Err(interrupt::interrupted());
+        findings.stopped = Some("interrupted".to_owned());
+    }
     if result.is_ok() && file.survival {
         (findings.survival, findings.codes_disk_bytes) = survival(audit.plan());
     }
-    let report = record.save(&findings)?;
+    let saved = record.save(&findings);
+    match (&result, &folder) {
+        (Err(Error::Interrupted { .. }), _) => return Err(interrupt::interrupted()),
+        (Err(_), Some(folder)) => {
+            let path = folder.path().display();
+            notice(&format!("`undertext audit --resume {path}` asks again what is missing"));
+        }
+        _ => {}
+    }
+    // Of two errors the first one counts.
+    let report = match (&result, saved) {
+        (Err(_), Err(_)) => return result,
+        (_, saved) => saved?,
+    };
     if asked.explain {
         say(&counters_text(&report.counters, &report.gpu_seconds));
     }
-    match result {
-        Err(Error::Interrupted { .. }) => return Err(interrupt::interrupted()),
-        Ok(()) => {}
-        Err(_) if findings.arms.is_empty() => return result,
-        Err(_) => {
-            if let Some(folder) = &folder {
-                let path = folder.path().display();
-                notice(&format!("`undertext audit --resume {path}` asks what is missing again"));
-            }
-        }
+    if findings.arms.is_empty() {
+        return result;
     }
     asked.output.emit(&report, |style| text(&report, title, style))?;
     result?;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::divergence::Divergence;
@@ -16,7 +17,7 @@ use crate::model::Residence;
 pub const VERSION: u32 = 1;
 
 /// The record of an audit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// [`VERSION`].
     pub schema_version: u32,
@@ -74,8 +75,17 @@ pub struct Report {
     pub counters: Counters,
 }
 
+impl Report {
+    /// The JSON Schema (draft 2020-12) of what this version writes.
+    #[must_use]
+    pub fn json_schema() -> serde_json::Value {
+        let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
+        settings.into_generator().into_root_schema_for::<Self>().to_value()
+    }
+}
+
 /// The program.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Program {
     /// Of the package.
     pub version: String,
@@ -101,7 +111,7 @@ impl Program {
 }
 
 /// A device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Device {
     /// Number in `undertext devices`; absent for the CPU pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,7 +132,7 @@ pub struct Device {
 }
 
 /// What was asked of every arm.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// The data directory.
     pub data: String,
@@ -135,7 +145,7 @@ pub struct Plan {
 }
 
 /// One checkpoint at one precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Arm {
     /// The checkpoint's name.
     pub name: String,
@@ -152,7 +162,7 @@ pub struct Arm {
 }
 
 /// MUSE's metrics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Metrics {
     /// Wording of the forget set recited; lower is better forgotten.
     pub verbmem_forget: Metric,
@@ -165,7 +175,7 @@ pub struct Metrics {
 }
 
 /// A mean over examples.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Metric {
     /// The mean, x100.
     pub value: Option<f64>,
@@ -186,7 +196,7 @@ pub struct Metric {
 }
 
 /// How well true answers are known, led along token by token: recovery shows here below the level of greedy text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Truth {
     /// Geometric mean of an answer's token probabilities (TOFU's probability).
     pub probability: Metric,
@@ -197,7 +207,7 @@ pub struct Truth {
 }
 
 /// `100 (auc - reference_auc) / reference_auc`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PrivLeak {
     /// The figure.
     pub value: Option<f64>,
@@ -225,7 +235,7 @@ pub struct PrivLeak {
 }
 
 /// PrivLeak against one reference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Against {
     /// The figure.
     pub value: Option<f64>,
@@ -243,7 +253,7 @@ pub struct Against {
 
 /// How much of one metric a quantized unlearned arm has back. `q` is its value, `u` the same checkpoint's at full
 /// precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Recovery {
     /// The unlearned checkpoint's name.
     pub unlearned: String,
@@ -298,7 +308,7 @@ pub struct Recovery {
 }
 
 /// How arms that run in lockstep lie in the device's memory, decided before any weight is read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Memory {
     /// Their names.
     pub arms: Vec<String>,
@@ -323,7 +333,7 @@ pub struct Memory {
 }
 
 /// A part of the device's memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryItem {
     /// What it is.
     pub name: String,
@@ -363,7 +373,7 @@ impl Memory {
 
 /// What was done. All of this, and nothing else but `gpu_seconds` and `gpu_timed_dispatches`, differs between a run that
 /// was stopped and resumed and one that was not.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Counters {
     /// Sessions that it took: 1, and one more each time the run was resumed. All that follows adds up over them; of one that
     /// was killed, what was done after its last finished group of arms is not known.
@@ -425,7 +435,7 @@ impl Counters {
 }
 
 /// Wall seconds by kind of work.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Seconds {
     /// Reading, uploading and packing weights.
     pub load: f64,
@@ -436,14 +446,14 @@ pub struct Seconds {
 }
 
 /// What `undertext devices --json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Devices {
     /// Best first; without the CPU pass, which is always there.
     pub devices: Vec<Device>,
 }
 
 /// What `undertext generate --json` prints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Generated {
     /// The prompt as token ids.
     pub prompt_ids: Vec<u32>,

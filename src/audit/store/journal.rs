@@ -1,7 +1,7 @@
 //! A file that lines are appended to, and that survives being cut anywhere.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -87,8 +87,10 @@ impl Journal {
         let file = match &mut self.file {
             Some(file) => file,
             none => {
-                let file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+                let mut file =
+                    OpenOptions::new().write(true).create(true).truncate(false).open(&self.path)?;
                 file.set_len(self.whole)?;
+                file.seek(SeekFrom::End(0))?;
                 none.insert(file)
             }
         };
