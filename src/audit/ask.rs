@@ -30,13 +30,19 @@ impl Group<'_> {
     }
 }
 
+/// By arm, then by task.
+type Answers = Vec<Result<Vec<Observation>>>;
+
+/// By pair, then by task.
+type AllSums = Vec<Vec<Option<Sums>>>;
+
 /// What is known of a group.
 #[derive(Debug)]
 pub(super) struct Known {
     /// By arm, then by task; an arm that failed has its error.
     answers: Vec<Result<Vec<Option<Observation>>>>,
     /// By pair, then by task.
-    sums: Vec<Vec<Option<Sums>>>,
+    sums: AllSums,
 }
 
 impl Known {
@@ -65,7 +71,7 @@ impl Known {
         (0..tasks).filter(lacks).collect()
     }
 
-    /// Asks the tasks of the audit that are `left`, and keeps the answers as they come. `done` answers are there already.
+    /// Asks the tasks of the audit that are `left`, and keeps the answers as they come.
     ///
     /// # Errors
     ///
@@ -78,8 +84,8 @@ impl Known {
         engine: &mut Engine<L>,
         mut store: Option<&mut Store>,
         watch: &mut dyn Watch,
-        mut done: usize,
     ) -> Result<()> {
+        let mut done = group.arms * (audit.tasks().len() - left.len());
         let (compared, rest): (Vec<usize>, Vec<usize>) =
             left.iter().partition(|&&task| group.is_compared(task));
         for (indices, pairs) in [(compared, group.pairs), (rest, &[])] {
@@ -121,7 +127,7 @@ impl Known {
     }
 
     /// By arm, then by task; and by pair, then by task.
-    pub(super) fn into_parts(self) -> (Vec<Result<Vec<Observation>>>, Vec<Vec<Option<Sums>>>) {
+    pub(super) fn into_parts(self) -> (Answers, AllSums) {
         let whole = |arm: Result<Vec<Option<Observation>>>| Ok(arm?.into_iter().flatten().collect());
         (self.answers.into_iter().map(whole).collect(), self.sums)
     }

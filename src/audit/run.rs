@@ -304,7 +304,7 @@ impl Audit {
                 return Err(Error::Interrupted { resume: None });
             }
             let mut engine = Engine::new(names, open.open(range)?, options).stopped_by(self.stop.clone());
-            let asked = known.ask(self, group, &left, &mut engine, store, watch, done);
+            let asked = known.ask(self, group, &left, &mut engine, store, watch);
             findings.counters.add(&engine.counters());
             asked?;
         }

@@ -55,7 +55,7 @@ Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retai
 
 Precisions: fp16 (the weights as stored, whatever their dtype), int8, int4 (= int4-g128), int4-g32, \
 int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
-    Audit(AuditArgs),
+    Audit(Box<AuditArgs>),
 
     /// Audit a tiny model family that is built into the program
     #[command(after_help = "\

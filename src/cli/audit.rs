@@ -59,7 +59,7 @@ pub(super) struct AuditArgs {
     resume: Option<PathBuf>,
 
     /// The run's folder: a new one, or that of the same audit, which then goes on
-    /// [default: undertext-runs/<time>_<unlearned>]
+    /// [default: undertext-runs/TIME_UNLEARNED]
     #[arg(long, value_name = "DIR", conflicts_with = "no_out")]
     out: Option<PathBuf>,
 

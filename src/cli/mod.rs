@@ -48,7 +48,7 @@ where
         }
     };
     let result = match cli.command {
-        args::Command::Audit(args) => audit::run(args),
+        args::Command::Audit(args) => audit::run(*args),
         args::Command::Demo(args) => demo::run(&args),
         args::Command::Generate(args) => generate::run(args),
         args::Command::Codes(args) => codes::run(args),

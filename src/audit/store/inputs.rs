@@ -109,7 +109,7 @@ impl Inputs {
         let Self { engine, device, kv, quantize_head, tokenizer, models } = self;
         let mut changes = Vec::new();
         let mut changed = |what: &str| {
-            changes.push(format!("{what} since this run was begun; what depends on it is asked again"))
+            changes.push(format!("{what} since this run was begun; what depends on it is asked again"));
         };
         if *engine != before.engine {
             changed("the program has changed");
