@@ -18,6 +18,8 @@ pub(super) struct Progress {
     name: String,
     before: usize,
     all: usize,
+    /// Of the part, what was there at its beginning.
+    there: Option<usize>,
     begun: Instant,
     said: Instant,
 }
@@ -33,14 +35,14 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, unit, name: String::new(), before: 0, all: 0, begun: now, said: now }
+        Self { bar, unit, name: String::new(), before: 0, all: 0, there: None, begun: now, said: now }
     }
 
     /// A part begins; `before` of `all` are done.
     pub(super) fn part(&mut self, name: &str, before: usize, all: usize) {
         (self.before, self.all) = (before, all);
         name.clone_into(&mut self.name);
-        (self.begun, self.said) = (Instant::now(), Instant::now());
+        (self.begun, self.said, self.there) = (Instant::now(), Instant::now(), None);
         if let Some(bar) = &self.bar {
             bar.set_length(all as u64);
             bar.set_position(before as u64);
@@ -50,6 +52,8 @@ impl Progress {
 
     /// The part has done so many.
     pub(super) fn done(&mut self, done: usize) {
+        // The first of several was not done in no time.
+        self.there.get_or_insert(if done > 1 { done } else { 0 });
         if let Some(bar) = &self.bar {
             bar.set_position((self.before + done) as u64);
         } else if self.said.elapsed() >= QUIET {
@@ -62,7 +66,7 @@ impl Progress {
     /// Seconds that the rest still takes if it goes on as this part went so far.
     fn left(&self, done: usize) -> Option<u64> {
         let rest = self.all.checked_sub(self.before + done)? as u64;
-        (self.begun.elapsed().as_secs() * rest).checked_div(done as u64)
+        (self.begun.elapsed().as_secs() * rest).checked_div(done.checked_sub(self.there.unwrap_or(0))? as u64)
     }
 
     /// The part is done.

@@ -14,7 +14,7 @@ mod inputs;
 mod journal;
 mod line;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 pub use inputs::{Inputs, ModelInputs, engine_revision};
@@ -92,7 +92,7 @@ impl Store {
             std::fs::create_dir_all(&below).map_err(Error::write(&below))?;
         }
         let tasks: Vec<_> = audit.tasks().iter().map(Key::of_task).collect();
-        let asked: HashMap<Key, usize> = tasks.iter().copied().zip(0..).collect();
+        let asked: HashSet<Key> = tasks.iter().copied().collect();
         let mut store = Self { arms: Vec::new(), tasks, notices, found: 0, differing: 0 };
         for (place, name) in audit.names().iter().enumerate() {
             let key = inputs.arm(audit, place);
@@ -123,17 +123,15 @@ impl Store {
                         .push(format!("{path}: {n} broken lines (the first is line {first}) are left out"));
                 }
             }
-            if read.other_inputs > 0 {
-                let n = read.other_inputs;
-                store.notices.push(format!(
-                    "{name}: {n} stored answers depend on inputs that changed and are not used"
-                ));
-            }
-            if read.other_tasks > 0 {
-                let n = read.other_tasks;
-                store.notices.push(format!(
-                    "{name}: {n} stored answers are to questions that changed and are not used"
-                ));
+            // Those that have been asked again since are of no interest.
+            let lacks = arm.answers.len() < asked.len();
+            for (n, why) in [
+                (read.other_inputs, "depend on inputs that changed"),
+                (read.other_tasks, "are to questions that changed"),
+            ] {
+                if n > 0 && lacks {
+                    store.notices.push(format!("{name}: {n} stored answers {why} and are not used"));
+                }
             }
             store.found += arm.answers.len();
             store.arms.push(arm);
@@ -251,13 +249,13 @@ fn take(
     answers: &mut HashMap<Key, Observation>,
     apart: &mut HashMap<(Key, Key), Sums>,
     arm: Key,
-    asked: &HashMap<Key, usize>,
+    asked: &HashSet<Key>,
     read: &mut Read,
     line: Line,
 ) {
     if line.arm != arm {
         read.other_inputs += 1;
-    } else if !asked.contains_key(&line.task) {
+    } else if !asked.contains(&line.task) {
         read.other_tasks += 1;
     } else {
         match line.answer {
