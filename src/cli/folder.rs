@@ -73,12 +73,13 @@ impl Folder {
     ///
     /// If the folder holds something else, or another plan's run, or cannot be written, or is in use.
     pub(super) fn open(out: &Out, plan: &PlanFile, name: &str) -> Result<Option<Self>> {
+        // Before anything is made: not every plan can be written.
+        let text = if *out == Out::None { String::new() } else { plan.to_text()? };
         let path = match out {
             Out::None => return Ok(None),
             Out::Dated => dated(name)?,
             Out::Folder(path) | Out::Resumed(path) => path.clone(),
         };
-        let text = plan.to_text()?;
         fs::create_dir_all(&path).map_err(Error::write(&path))?;
         refuse_others(&path)?;
         let lock = lock(&path)?;

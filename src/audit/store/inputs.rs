@@ -86,6 +86,9 @@ impl Inputs {
     pub(super) fn arm(&self, audit: &Audit, place: usize) -> Key {
         let (model, precision, scheme) = audit.arm(place);
         let model = &self.models[model];
+        let precision = precision.to_string();
+        // A rounding with more to its name than a scheme keeps an update: it depends on the target's weights, too.
+        let target = if precision.contains('+') { &*self.models[Plan::TARGET].weights } else { "" };
         let mut hasher = blake3::Hasher::new();
         for part in [
             &*self.engine,
@@ -95,7 +98,8 @@ impl Inputs {
             &self.tokenizer,
             &model.weights,
             &model.config,
-            &precision.to_string(),
+            &precision,
+            target,
             &scheme.to_string(),
         ] {
             hasher.update(&(part.len() as u64).to_le_bytes());
