@@ -8,6 +8,7 @@
 //! | 3 | an input is missing, broken or not supported |
 //! | 4 | no usable device, or the device failed |
 //! | 5 | the audit is complete and a verdict is one that `--fail-on` names |
+//! | 130 | interrupted (Ctrl-C); what was measured is in the run folder |
 
 use std::path::{Path, PathBuf};
 
@@ -265,6 +266,38 @@ pub enum Error {
         verdicts: Vec<String>,
     },
 
+    /// The user wants no more (Ctrl-C).
+    #[error("interrupted{}", resume.as_ref().map_or_else(String::new, |folder| {
+        format!("; `undertext audit --resume {}` goes on from here", folder.display())
+    }))]
+    Interrupted {
+        /// The run folder that holds what was measured, if there is one.
+        resume: Option<PathBuf>,
+    },
+
+    /// Another process writes to a run folder.
+    #[error("{}: another run is using this folder", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+
+    /// A run folder holds a run with another plan.
+    #[error(
+        "{}: {field} is {found} there and {asked} here; one folder holds one plan (name another with --out)",
+        path.display()
+    )]
+    PlansDiffer {
+        /// The plan in the folder.
+        path: PathBuf,
+        /// The first field that differs.
+        field: String,
+        /// Its value in the folder's plan.
+        found: String,
+        /// Its value in the plan that was asked for.
+        asked: String,
+    },
+
     /// A forward pass gave logits that are not finite.
     #[error("{model}: the logits of token {position} of task {task} are not finite")]
     LogitsNotFinite {
@@ -291,9 +324,11 @@ impl Error {
             | Self::NotFinite { .. }
             | Self::TokenId { .. }
             | Self::TokenizersDiffer { .. }
-            | Self::CheckpointsDiffer { .. } => 3,
+            | Self::CheckpointsDiffer { .. }
+            | Self::PlansDiffer { .. } => 3,
             Self::Flag { .. } => 2,
             Self::Verdict { .. } => 5,
+            Self::Interrupted { .. } => 130,
             Self::NoDevice { .. }
             | Self::DeviceLimit { .. }
             | Self::CacheTooSmall { .. }
@@ -302,6 +337,7 @@ impl Error {
             | Self::Device { .. }
             | Self::Shader { .. } => 4,
             Self::Write { .. }
+            | Self::Locked { .. }
             | Self::Shape { .. }
             | Self::Observation { .. }
             | Self::LogitsNotFinite { .. } => 1,

@@ -19,9 +19,9 @@
 //! | [`model`] | the forward pass as a list of kernel calls, for many arms in lockstep, resident or streamed; the same pass on the CPU |
 //! | [`engine`] | tasks in, observations out: memory plan, passes, batching, paged cache, shared prefixes, arms held against each other |
 //! | [`suite`] | MUSE and plain text: files to tasks, observations to metric values |
-//! | [`audit`] | plan to tasks to observations to findings to verdicts; logits compared, recovery localized; two checkpoints' weights compared, rounded and written |
+//! | [`audit`] | plan to tasks to observations (stored, resumable) to findings to verdicts; logits compared, recovery localized; two checkpoints' weights compared, rounded and written |
 //! | [`report`] | the result's schema, as tables, as JSON and as an HTML page |
-//! | [`cli`] | flags to a validated plan |
+//! | [`cli`] | flags or a file to a validated plan; a run's folder |
 //!
 //! # Letters
 //!

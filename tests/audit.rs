@@ -130,7 +130,7 @@ impl OpenArms for Groups<'_> {
 /// What comes of an audit whose arms run in groups of `size`.
 fn ask(audit: &Audit, size: usize, open: &Open, told: &mut Told) -> (Findings, Result<()>) {
     let mut groups = Groups { sources: audit.sources(), size, open, halvings: Vec::new() };
-    audit.run(&mut groups, Options::default(), told)
+    audit.run(&mut groups, Options::default(), told, None)
 }
 
 fn request(family: &Family) -> Request {
@@ -306,7 +306,7 @@ fn a_device_that_runs_out_of_memory_gets_one_second_chance() {
         };
         let mut groups = Groups { sources: audit.sources(), size: 3, open: &open, halvings: Vec::new() };
         let mut told = Told::default();
-        let (findings, result) = audit.run(&mut groups, Options::default(), &mut told);
+        let (findings, result) = audit.run(&mut groups, Options::default(), &mut told, None);
         assert_eq!((&groups.halvings[..], told.smaller), (&[0, 1][..], 1), "{fails}");
         assert_eq!(result.is_ok(), fails == 1);
         assert_eq!(findings.arms.len(), if fails == 1 { 6 } else { 3 });
@@ -365,7 +365,7 @@ fn limit_takes_the_first_examples() {
         }
     }
     let mut groups = Groups { sources: audit.sources(), size: 6, open: &open, halvings: Vec::new() };
-    let (findings, result) = audit.run(&mut groups, Options::default(), &mut Quiet);
+    let (findings, result) = audit.run(&mut groups, Options::default(), &mut Quiet, None);
     result.unwrap();
     let knowmem = &findings.arms[0].knowmem_forget;
     assert_eq!((knowmem.n(), knowmem.asked), (6, 6));
@@ -421,7 +421,7 @@ fn run_limited(request: Request) -> Findings {
         }
     }
     let mut groups = Groups { sources: audit.sources(), size: 6, open: &open, halvings: Vec::new() };
-    let (findings, result) = audit.run(&mut groups, Options::default(), &mut Quiet);
+    let (findings, result) = audit.run(&mut groups, Options::default(), &mut Quiet, None);
     result.unwrap();
     findings
 }

@@ -197,7 +197,18 @@ fn a_model_of_noise_is_void() {
     }
     std::fs::write(noise.join("model.safetensors"), bytes).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_undertext"))
-        .args(["audit", "--device", "cpu", "--limit", "8", "--precision", "int4", "--json", "--target"])
+        .args([
+            "audit",
+            "--device",
+            "cpu",
+            "--limit",
+            "8",
+            "--precision",
+            "int4",
+            "--no-out",
+            "--json",
+            "--target",
+        ])
         .arg(demo("models/target"))
         .arg("--unlearned")
         .args([&noise, &demo("models/sure")])

@@ -150,7 +150,7 @@ fn the_full_quantization_is_the_audits() {
         ..Request::default()
     });
     let audit = Audit::open(plan.unwrap()).unwrap();
-    let (findings, result) = audit.run(&mut Together(audit.sources()), Options::default(), &mut Quiet);
+    let (findings, result) = audit.run(&mut Together(audit.sources()), Options::default(), &mut Quiet, None);
     result.unwrap();
     for (part, model, precision) in [
         (Part::TargetFull, 0, Precision::Full),

@@ -321,3 +321,58 @@ fn a_run_that_stopped_says_so() {
     let text = report_text(&report, Style::Plain);
     assert!(text.ends_with("Incomplete: the run ended early (the device is gone).\n"), "{text}");
 }
+
+/// The program's own words about what it writes.
+fn printed_schema() -> Vec<u8> {
+    let output =
+        assert_cmd::Command::new(env!("CARGO_BIN_EXE_undertext")).args(["report", "--schema"]).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    output.stdout
+}
+
+#[test]
+fn the_schema_in_assets_is_the_programs() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/report.schema.json");
+    let ours = std::fs::read(&path).unwrap();
+    assert!(ours == printed_schema(), "run: undertext report --schema > assets/report.schema.json");
+}
+
+#[test]
+fn what_an_audit_writes_is_valid_by_the_schema() {
+    let schema = serde_json::from_slice(&printed_schema()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let family = crate::family::Family::new(&["target", "npo", "ga", "retrain"]);
+    let run = |more: &[&str]| -> Value {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_undertext"));
+        command
+            .current_dir(family.path(""))
+            .args(["audit", "--target", "target", "--data", "data", "--limit", "2"]);
+        command.args(["--device", "cpu", "--no-out", "--json", "--resamples", "100"]).args(more);
+        serde_json::from_slice(&command.output().unwrap().stdout).unwrap()
+    };
+    let check = |report: &Value| {
+        let wrong: Vec<_> = validator
+            .iter_errors(report)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    };
+    check(&run(&["--unlearned", "npo", "--no-survival", "--no-divergence"]));
+    let report = run(&["--series", "size=npo@1,ga@2", "--retrain", "retrain", "--corpus", "news"]);
+    check(&report);
+    // It can tell: every one of these is refused.
+    let broken: [fn(&mut Value); 6] = [
+        |report| drop(report.as_object_mut().unwrap().remove("arms")),
+        |report| report["schema_version"] = "1".into(),
+        |report| report["arms"][0]["metrics"]["privleak"]["auc"] = "NaN".into(),
+        |report| report["arms"][0]["metrics"]["verbmem_forget"]["ci95"] = serde_json::json!([1.0]),
+        |report| drop(report["recovery"][0].as_object_mut().unwrap().remove("of_gap_to_target")),
+        |report| report["counters"]["disk_bytes"] = (-1).into(),
+    ];
+    for (index, spoil) in broken.iter().enumerate() {
+        let mut report = report.clone();
+        spoil(&mut report);
+        assert!(!validator.is_valid(&report), "{index}");
+    }
+}

@@ -70,6 +70,29 @@ fn a_choice_is_timed_once_and_remembered() {
 }
 
 #[test]
+fn a_run_goes_on_with_the_kernels_that_it_began_with() {
+    if adapters::all().is_empty() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let kept = folder.path().join("kernels.json");
+    let first = open(0, Tuning::Afresh, &folder.path().join("cache"));
+    first.keep_choices(&kept);
+    assert_eq!(choose(&first, "a", "1"), (1, 3));
+    // What the user's file says by now does not matter, nor that all is to be timed again.
+    let text = std::fs::read_to_string(&kept).unwrap();
+    std::fs::write(&kept, text.replace("fast", "safe")).unwrap();
+    for tuning in [Tuning::Remembered, Tuning::Afresh] {
+        let next = open(0, tuning, &folder.path().join("cache"));
+        next.keep_choices(&kept);
+        assert_eq!(next.chosen_kernels()["a"], "safe", "listed, though not asked for in this session");
+        assert_eq!(choose(&next, "a", "1"), (0, 0));
+        assert_eq!(choose(&next, "b", "1").0, 1, "what was not chosen then");
+    }
+    assert!(std::fs::read_to_string(&kept).unwrap().contains("fast"), "what is new is kept too");
+}
+
+#[test]
 fn a_broken_or_foreign_file_is_ignored_and_rewritten() {
     if adapters::all().is_empty() {
         return;

@@ -6,8 +6,10 @@ use std::ops::Range;
 use super::findings::Findings;
 use super::plan::{Plan, Role};
 use super::statistics::{Estimate, Interval};
+use super::store::Sums;
 use super::weighted::interval;
-use crate::engine::{Answered, Observation};
+use crate::engine::Observation;
+use crate::error::Result;
 use crate::metrics::bootstrap::Resamples;
 use crate::model::Pair;
 use crate::quant::Precision;
@@ -119,30 +121,27 @@ pub(super) fn pairs(plan: &Plan, arms: &[Arm]) -> Vec<Pair> {
     pairs
 }
 
-/// What the pairs' answers come to. `sets` are the ranges of [`AnswerSet::ALL`] among the tasks.
+/// What the pairs' answers come to. `answers` are by arm, `sums` by pair, both by task; `sets` are the ranges of
+/// [`AnswerSet::ALL`] among the tasks.
 pub(super) fn apart(
     arms: &[Arm],
     pairs: &[Pair],
-    answered: &Answered,
+    answers: &[Result<Vec<Observation>>],
+    sums: &[Vec<Option<Sums>>],
     sets: &[Range<usize>; 2],
 ) -> Vec<Apart> {
-    let scored = |arm: usize, task: usize| match answered.arms[arm].as_ref().ok().map(|tasks| &tasks[task]) {
+    let scored = |arm: usize, task: usize| match answers[arm].as_ref().ok().map(|tasks| &tasks[task]) {
         Some(Observation::Scored { argmax, .. }) => Some(argmax),
         _ => None,
     };
     let mut found = Vec::new();
-    for (pair, tasks) in pairs.iter().zip(&answered.pairs) {
+    for (pair, tasks) in pairs.iter().zip(sums) {
         for (set, range) in AnswerSet::ALL.into_iter().zip(sets) {
             let answer = |task: usize| {
                 let (reference, own) = (scored(pair.reference, task)?, scored(pair.arm, task)?);
-                let mut sum = AnswerApart::default();
-                for (at, apart) in tasks[task].iter().enumerate() {
-                    sum.positions += 1;
-                    sum.kl += apart.kl;
-                    sum.reverse_kl += apart.reverse_kl;
-                    sum.same_top += usize::from(reference[at] == own[at]);
-                }
-                Some(sum)
+                let Sums { positions, kl, reverse_kl } = tasks[task]?;
+                let same_top = reference.iter().zip(own).filter(|(a, b)| a == b).count();
+                Some(AnswerApart { positions, kl, reverse_kl, same_top })
             };
             // An arm that failed is set apart from nothing.
             let Some(answers) = range.clone().map(answer).collect::<Option<Vec<_>>>() else { continue };

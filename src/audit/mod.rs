@@ -2,7 +2,7 @@
 //!
 //! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks all arms the same questions, and
 //! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
-//! way still has a report.
+//! way still has a report. [`Store`] keeps what arms answered on disk, so that such a run goes on where it was.
 //!
 //! [`Comparison`] holds arms' logits against a reference's, token by token.
 //!
@@ -14,6 +14,7 @@
 //! an update quantization keeps.
 //! [`quantize()`] writes a checkpoint whose rounding keeps it.
 
+mod ask;
 mod codes;
 mod comparison;
 mod divergence;
@@ -27,6 +28,7 @@ mod rounded;
 mod run;
 mod series;
 mod statistics;
+mod store;
 mod survival;
 mod update;
 mod verdict;
@@ -44,6 +46,7 @@ pub use repair::{Change, Chosen, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
+pub use store::{Inputs, ModelInputs, Store, engine_revision};
 pub use survival::{Survival, closeness_correlation, measure_survival, rank_correlation};
 pub use update::with_update;
 pub use verdict::{ALPHA, CONFIDENCE, Criteria, Outcome, Verdict, verdicts};

@@ -3,15 +3,18 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::ask::{Group, Known};
 use super::divergence::{apart, pairs};
 use super::findings::{ArmResult, Findings, Metric};
 use super::plan::{Model, Plan};
+use super::store::Store;
 use super::update::with_update;
 use crate::checkpoint::{Checkpoint, Tokenizer};
-use crate::engine::{Answered, Engine, Finished, Needs, Observation, Options};
+use crate::engine::{Engine, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
-use crate::model::{Comparing, Counters, Lockstep, Source, check_tensors, stored_scheme};
+use crate::model::{Counters, Lockstep, Source, check_tensors, stored_scheme};
 use crate::quant::{Precision, Scheme};
 use crate::suite::Muse;
 use crate::suite::muse::{self, Answers, Prepared};
@@ -84,6 +87,7 @@ pub struct Audit {
     stored: Vec<Scheme>,
     tokenizer: Tokenizer,
     questions: Prepared,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Audit {
@@ -131,7 +135,14 @@ impl Audit {
             found: "no directory".to_owned(),
             expected: "a checkpoint directory".to_owned(),
         })?;
-        Ok(Self { plan, checkpoints, stored, tokenizer, questions })
+        Ok(Self { plan, checkpoints, stored, tokenizer, questions, stop: None })
+    }
+
+    /// Ends a run with [`Error::Interrupted`] soon after `stop` has become true.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: Arc<AtomicBool>) -> Self {
+        self.stop = Some(stop);
+        self
     }
 
     /// What the questions ask of a device; with `compared`, arms are also held against each other.
@@ -160,6 +171,34 @@ impl Audit {
             .collect()
     }
 
+    /// Model, precision and scheme of the arm of this number.
+    pub(super) fn arm(&self, place: usize) -> (usize, Precision, Scheme) {
+        let Some((model, precision)) = self.plan.arms().nth(place) else {
+            unreachable!("arm {place} of the plan")
+        };
+        (model, precision, precision.scheme(self.stored[model]))
+    }
+
+    /// As [`Plan::models`].
+    pub(super) fn checkpoints(&self) -> &[Arc<Checkpoint>] {
+        &self.checkpoints
+    }
+
+    /// What every arm is asked.
+    pub(super) fn tasks(&self) -> &[Task] {
+        self.questions.tasks()
+    }
+
+    /// The name of a task's metric.
+    pub(super) fn metric(&self, task: usize) -> &'static str {
+        self.questions.metric(task).map_or("", muse::Metric::name)
+    }
+
+    /// What the answers are decoded with.
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// What the plan says.
     #[must_use]
     pub fn plan(&self) -> &Plan {
@@ -185,15 +224,16 @@ impl Audit {
     /// Asks every arm and scores its answers.
     ///
     /// What was measured is returned whether or not an arm failed. A device that runs out of memory gets a second
-    /// chance with smaller batches.
+    /// chance with smaller batches. What `store` has is not asked, and what is answered goes there at once.
     pub fn run(
         &self,
         open: &mut dyn OpenArms,
         options: Options,
         watch: &mut dyn Watch,
+        store: Option<&mut Store>,
     ) -> (Findings, Result<()>) {
         let mut findings = self.nothing_yet();
-        let result = self.run_into(&mut findings, open, options, watch);
+        let result = self.run_into(&mut findings, open, options, watch, store);
         if let Err(error) = &result {
             findings.stopped = Some(error.to_string());
         }
@@ -206,12 +246,17 @@ impl Audit {
         open: &mut dyn OpenArms,
         options: Options,
         watch: &mut dyn Watch,
+        mut store: Option<&mut Store>,
     ) -> Result<()> {
         let all: Vec<_> = self.plan.arms().collect();
         let mut halvings = 0;
         let mut groups: VecDeque<_> = open.part(0..all.len(), halvings)?.into();
         while let Some(group) = groups.pop_front() {
-            match self.ask(&all, group.clone(), open, options, watch, findings) {
+            let asked = self.ask(&all, group.clone(), open, options, watch, store.as_deref_mut(), findings);
+            store.as_deref_mut().map_or(Ok(()), Store::sync)?;
+            match asked {
+                // Neither is the arms' fault.
+                Err(error @ (Error::Interrupted { .. } | Error::Write { .. })) => return Err(error),
                 Err(error @ Error::OutOfMemory { .. }) if halvings == 0 => {
                     halvings = 1;
                     watch.smaller(&error);
@@ -231,55 +276,53 @@ impl Audit {
     }
 
     /// Asks a group of arms; the error of one that failed, if the others did not.
+    #[expect(clippy::too_many_arguments, reason = "each is another part of a run")]
     fn ask(
         &self,
         all: &[(usize, Precision)],
-        group: Range<usize>,
+        range: Range<usize>,
         open: &mut dyn OpenArms,
         options: Options,
         watch: &mut dyn Watch,
+        store: Option<&mut Store>,
         findings: &mut Findings,
     ) -> Result<Option<Error>> {
-        let arms = &all[group.clone()];
+        let arms = &all[range.clone()];
         let info =
             |&(model, precision): &(usize, Precision)| ArmInfo { model: &self.plan.models[model], precision };
         let tasks = self.questions.tasks();
         let info: Vec<_> = arms.iter().map(info).collect();
-        watch.arms(&info, group.start, all.len(), tasks.len());
-        let names = self.names()[group.clone()].to_vec();
+        watch.arms(&info, range.start, all.len(), tasks.len());
+        let names = self.names()[range.clone()].to_vec();
         let pairs = if open.compares() { pairs(&self.plan, arms) } else { Vec::new() };
-        let mut engine = Engine::new(names, open.open(group)?, options);
-        let mut before = 0;
-        let mut tell = |finished: Finished<'_>, before: usize| {
-            watch.answered(before + finished.done);
-            Ok(())
-        };
         // The truths come last; only there are arms held against each other.
-        let truths = self.questions.truths(muse::Metric::VerbmemForget).start;
-        let mut compared = Answered::default();
-        if !pairs.is_empty() {
-            compared = engine.compare(
-                &tasks[truths..],
-                Comparing { pairs: &pairs, detailed: false },
-                &mut |finished| tell(finished, 0),
-            )?;
-            before = arms.len() * (tasks.len() - truths);
+        let compared = self.questions.truths(muse::Metric::VerbmemForget).start;
+        let group = Group { first: range.start, arms: arms.len(), pairs: &pairs, compared };
+        let mut known = Known::stored(group, tasks.len(), store.as_deref());
+        let left = known.left(group, tasks.len());
+        let done = arms.len() * (tasks.len() - left.len());
+        if done > 0 {
+            watch.answered(done);
         }
-        let rest = if pairs.is_empty() { tasks } else { &tasks[..truths] };
-        let answers = engine.run(rest, &mut |finished| tell(finished, before))?;
-        findings.counters.add(&engine.counters());
+        if !left.is_empty() {
+            if self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                return Err(Error::Interrupted { resume: None });
+            }
+            let mut engine = Engine::new(names, open.open(range)?, options).stopped_by(self.stop.clone());
+            let asked = known.ask(self, group, &left, &mut engine, store, watch);
+            findings.counters.add(&engine.counters());
+            asked?;
+        }
+        let (answers, sums) = known.into_parts();
         let sets = [
             [muse::Metric::VerbmemForget, muse::Metric::KnowmemForget]
                 .map(|metric| self.questions.truths(metric)),
             [muse::Metric::KnowmemRetain; 2].map(|metric| self.questions.truths(metric)),
         ];
-        let sets = sets.map(|[first, last]| first.start - truths..last.end - truths);
-        findings.apart.extend(apart(arms, &pairs, &compared, &sets));
-        let mut compared = compared.arms.into_iter();
+        let sets = sets.map(|[first, last]| first.start..last.end);
+        findings.apart.extend(apart(arms, &pairs, &answers, &sums, &sets));
         let mut failed = None;
         for (&(model, precision), observations) in arms.iter().zip(answers) {
-            let truths = compared.next().unwrap_or_else(|| Ok(Vec::new()));
-            let observations = observations.and_then(|rest| Ok([rest, truths?].concat()));
             match observations.and_then(|observations| self.measure(model, precision, &observations)) {
                 Ok(arm) => findings.arms.push(arm),
                 Err(error) => {

@@ -1,7 +1,8 @@
-//! Small text files, read whole, with a limit and with errors that name the file.
+//! Small text files, read whole, with a limit and with errors that name the file; and replaced whole.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -95,6 +96,37 @@ pub(crate) fn read_object(
         Value::Object(map) => Ok(map),
         other => Err(malformed(path, what, kind(&other), "an object".to_owned())),
     }
+}
+
+/// Replaces a file in one step: whoever reads it finds the old content or the new one, even after a power failure.
+///
+/// # Errors
+///
+/// [`Error::Write`]; the old content is then still there.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or(path.as_os_str()));
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(|source| {
+        // What cannot be removed either is of no use to anybody.
+        let _ = std::fs::remove_file(&temporary);
+        Error::Write { path: path.to_path_buf(), source }
+    })?;
+    // The new name is on the disk only when its folder is; not every system can be told so.
+    #[cfg(unix)]
+    if let Some(folder) = path.parent() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    }
+    Ok(())
 }
 
 /// What kind of JSON value this is, for error messages.

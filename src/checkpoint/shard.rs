@@ -19,6 +19,9 @@ const LENGTH_BYTES: usize = 8;
 /// Longest header that is read, the safetensors format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
+/// Bytes that are hashed at a time, by all threads.
+const HASHED_BYTES: usize = 32 << 20;
+
 /// An open safetensors file.
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -98,6 +101,29 @@ impl Shard {
     /// Bytes before the tensors.
     pub(super) fn header_bytes(&self) -> u64 {
         self.data_start
+    }
+
+    /// Bytes of the whole file, when it was opened.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.data_start + self.metadata.data_len() as u64
+    }
+
+    /// The BLAKE3 hash of the whole file. `watch` is told how many more bytes are done; its error ends it.
+    pub(super) fn content_hash(&self, watch: &mut dyn FnMut(u64) -> Result<()>) -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        let total = self.file_bytes();
+        let mut buffer = vec![0; HASHED_BYTES.min(usize::try_from(total).unwrap_or(HASHED_BYTES))];
+        let mut done = 0;
+        while done < total {
+            let left = usize::try_from(total - done).unwrap_or(usize::MAX);
+            let part = left.min(buffer.len());
+            let bytes = &mut buffer[..part];
+            read_exact_at(&self.file, bytes, done).map_err(Error::read(&self.path))?;
+            hasher.update_rayon(bytes);
+            done += bytes.len() as u64;
+            watch(bytes.len() as u64)?;
+        }
+        Ok(hasher.finalize())
     }
 
     /// Reads `len` bytes from `offset` within the tensors' bytes.

@@ -231,6 +231,26 @@ impl Tensors {
         self.shards.iter().map(Shard::header_bytes).sum()
     }
 
+    /// A hash of all bytes of the weight files, in hex; these are not part of [`Self::bytes_read`]. `watch` is told how many of
+    /// how many bytes are done; its error ends it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`], and what `watch` returns.
+    pub fn content_hash(&self, watch: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<String> {
+        let total = self.shards.iter().map(Shard::file_bytes).sum();
+        let mut done = 0;
+        let mut hasher = blake3::Hasher::new();
+        for shard in &self.shards {
+            let hash = shard.content_hash(&mut |bytes| {
+                done += bytes;
+                watch(done, total)
+            })?;
+            hasher.update(hash.as_bytes());
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     fn count(&self, bytes: u64) {
         self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
     }

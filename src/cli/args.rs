@@ -23,7 +23,8 @@ Exit codes:
   2  wrong usage
   3  an input is missing, broken or not supported
   4  no usable device, or the device failed
-  5  a verdict is one that --fail-on names";
+  5  a verdict is one that --fail-on names
+  130  interrupted; `undertext audit --resume` goes on";
 
 /// Does quantization bring back what a language model was made to unlearn?
 #[derive(Debug, Parser)]
@@ -46,6 +47,9 @@ Examples:
   undertext audit --target T --unlearned U --data D --repair --keep auto
   undertext audit --target T --unlearned U --data D --dose 0,0.25,0.5,0.75,1 --html dose.html
   undertext audit --target T --data D --series size=models/k1@0.8,models/k2@1.7,models/k3@2.5
+  undertext audit --target T --unlearned U --data D --out runs/npo
+  undertext audit --resume runs/npo           go on after Ctrl-C, a crash or a lost device
+  undertext audit runs/npo/plan.toml          ask the same again, into a new folder
 
 A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
 Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and \
@@ -53,7 +57,7 @@ Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retai
 
 Precisions: fp16 (the weights as stored, whatever their dtype), int8, int4 (= int4-g128), int4-g32, \
 int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64. How codes are chosen may stand after it, for the unlearned models: +keep=SHARE (so that this share of the update from the target survives), +aligned (at scales that keep the update's direction), +stochastic=SEED (at random, by nearness).")]
-    Audit(AuditArgs),
+    Audit(Box<AuditArgs>),
 
     /// Audit a tiny model family that is built into the program
     #[command(after_help = "\
@@ -62,6 +66,7 @@ Examples:
   undertext demo --limit 4
   undertext demo --html demo.html
   undertext demo --repair
+  undertext demo --out runs/demo
   undertext demo --fail-on resurrected
   undertext demo --device cpu --json > demo.json")]
     Demo(DemoArgs),
@@ -135,10 +140,11 @@ them), or packed with --format compressed-tensors; all other tensors as stored. 
 Schemes: int8, int4 (= int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Quantize(QuantizeArgs),
 
-    /// Make the page of an audit's record: report.html of report.json
+    /// Make the page of an audit's record or run folder: report.html of report.json
     #[command(after_help = "\
 Examples:
   undertext report report.json                    writes report.html beside it
+  undertext report runs/npo                       the same of a run's folder
   undertext report report.json --html page.html
 
 One file that needs nothing else: no network, no script. `undertext audit` and `undertext demo` write it with --html FILE.")]

@@ -3,34 +3,80 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
-use super::arms::Arms;
-use super::device::Device;
+use super::folder::{Out, PLAN};
 use super::judge::JudgeArgs;
-use super::output::{Output, notice, say, write};
-use super::progress::Progress;
+use super::output::Output;
+use super::plan_file::{DeviceTable, PlanFile};
 use super::repair::RepairArgs;
-use crate::audit::{
-    ArmInfo, Audit, Findings, Plan, Request, SeriesRequest, Survival, Watch, measure_survival,
-};
-use crate::engine::Options;
-use crate::error::{Error, Result};
+use super::session::{self, Asked};
+use crate::audit::SeriesRequest;
+use crate::error::Result;
 use crate::metrics::membership::Corpus;
 use crate::quant::Precision;
-use crate::report::{Report, Style, counters_text, report_html, report_text};
 
-/// Weights that one step of the progress stands for.
-const STEP: u64 = 1 << 20;
+/// What is compared unless the user says otherwise.
+pub(super) const PRECISIONS: &str = "fp16,int8,int4-g128";
+
+/// Flags that a plan holds.
+const PLANNED: [&str; 28] = [
+    "target",
+    "unlearned",
+    "series",
+    "retrain",
+    "data",
+    "precision",
+    "repair",
+    "keep",
+    "dose",
+    "limit",
+    "quantize_head",
+    "tokenizer",
+    "corpus",
+    "fail_on",
+    "resurrected_above",
+    "held_below",
+    "collapsed_below",
+    "least_gap",
+    "resamples",
+    "seed",
+    "no_divergence",
+    "no_survival",
+    "no_tune",
+    "retune",
+    "vram",
+    "kv",
+    "naive",
+    "device",
+];
 
 #[derive(Debug, Args)]
 pub(super) struct AuditArgs {
+    /// A plan to run, such as a run folder's plan.toml, in place of the flags that say what is audited and how
+    #[arg(value_name = "PLAN.TOML", conflicts_with_all = PLANNED)]
+    plan: Option<PathBuf>,
+
+    /// Go on with the run in this folder
+    #[arg(long, value_name = "DIR", conflicts_with_all = PLANNED, conflicts_with_all = ["plan", "out", "no_out"])]
+    resume: Option<PathBuf>,
+
+    /// The run's folder: a new one, or that of the same audit, which then goes on
+    /// [default: undertext-runs/TIME_UNLEARNED]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_out")]
+    out: Option<PathBuf>,
+
+    /// Keep no run folder
+    #[arg(long)]
+    no_out: bool,
+
     /// The checkpoint that learned everything
-    #[arg(long, value_name = "DIR")]
-    target: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["plan", "resume"])]
+    target: Option<PathBuf>,
 
     /// Checkpoints that were made to forget
-    #[arg(long, value_name = "DIR", num_args = 1.., required_unless_present = "series")]
+    #[arg(long, value_name = "DIR", num_args = 1.., required_unless_present_any = ["series", "plan", "resume"])]
     unlearned: Vec<PathBuf>,
 
     /// Unlearned checkpoints as steps of a series, such as how much was forgotten at once (MUSE's scalability) or how often
@@ -43,11 +89,11 @@ pub(super) struct AuditArgs {
     retrain: Option<PathBuf>,
 
     /// The questions, in MUSE's layout
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["plan", "resume"])]
+    data: Option<PathBuf>,
 
     /// Precisions to compare
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "fp16,int8,int4-g128")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = PRECISIONS)]
     precision: Vec<Precision>,
 
     /// Use only the first N examples of each question set
@@ -83,7 +129,8 @@ pub(super) struct AuditArgs {
 }
 
 /// A corpus of MUSE.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum CorpusName {
     News,
     Books,
@@ -98,164 +145,49 @@ impl From<CorpusName> for Corpus {
     }
 }
 
-/// Runs the audit that the flags describe.
+/// Runs the audit that the flags, a plan or a run's folder describe.
 pub(super) fn run(args: AuditArgs) -> Result<()> {
-    let (doses, choose_dose) = args.repair.doses();
-    let plan = Plan::new(Request {
-        target: args.target,
-        unlearned: args.unlearned,
-        retrain: args.retrain,
-        data: args.data,
-        precisions: args.precision,
-        limit: args.limit,
-        quantize_head: args.quantize_head,
-        tokenizer: args.tokenizer,
-        corpus: args.corpus.map(Into::into),
-        series: args.series,
-        doses,
-        choose_dose,
-        criteria: args.judge.criteria(),
-    })?;
-    execute(plan, &args.judge, &args.reported, args.tune, &args.memory, &|_| {}, "")
+    let explain = args.memory.explain;
+    let ReportedArgs { common, html } = args.reported.clone();
+    let output = Output::new(common.json);
+    let out = match (&args.resume, &args.out, args.no_out) {
+        (Some(folder), ..) => Out::Resumed(folder.clone()),
+        (None, Some(folder), _) => Out::Folder(folder.clone()),
+        (None, None, true) => Out::None,
+        (None, None, false) => Out::Dated,
+    };
+    let plan = match (&args.resume, &args.plan) {
+        (Some(folder), _) => PlanFile::read(&folder.join(PLAN))?,
+        (None, Some(plan)) => PlanFile::read(plan)?,
+        (None, None) => args.plan_file()?,
+    };
+    session::run(&plan, &Asked { out, output, html, explain })
 }
 
-/// Runs a plan and hands its report over; `relabel` may change what the report calls things, `title` stands above its
-/// tables.
-pub(super) fn execute(
-    plan: Plan,
-    judge: &JudgeArgs,
-    reported: &ReportedArgs,
-    tune: TuneArgs,
-    memory: &MemoryArgs,
-    relabel: &dyn Fn(&mut Report),
-    title: &str,
-) -> Result<()> {
-    let ReportedArgs { common, html } = reported;
-    let output = Output::new(common.json.clone());
-    output.differs_from(html.as_deref())?;
-    plan.notices.iter().for_each(|text| notice(text));
-    let audit = Audit::open(plan)?;
-    let device = Device::open(common.device.as_ref(), tune.tuning(), memory.vram.is_some())?;
-    // One arm at a time, there is nothing to hold it against.
-    let needs = audit.needs(!judge.no_divergence && !memory.naive);
-    let arms = Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, needs, memory);
-    let record = Record { output: &output, html: html.as_deref(), device: &device, arms: &arms, relabel };
-    // Now, and not after hours, is the time to find out that the report's file cannot be written.
-    record.save(&audit.nothing_yet())?;
-    let mut watch = Watching { record: &record, progress: Progress::new("answers") };
-    let options = Options { one_at_a_time: memory.naive, ..Options::default() };
-    let (mut findings, result) = audit.run(&mut &arms, options, &mut watch);
-    watch.progress.finish();
-    if result.is_ok() && !judge.no_survival {
-        (findings.survival, findings.codes_disk_bytes) = survival(audit.plan());
-    }
-    if memory.explain {
-        let report = record.report(&findings);
-        say(&counters_text(&report.counters, &report.gpu_seconds));
-    }
-    if result.is_ok() || !findings.arms.is_empty() {
-        let report = record.report(&findings);
-        record.page(&report)?;
-        output.emit(&report, |style| text(&report, title, style))?;
-        result?;
-        return judge.check(&report);
-    }
-    record.save(&findings)?;
-    result
-}
-
-/// Compares the weights of every unlearned checkpoint with the target's, showing how far it is.
-fn survival(plan: &Plan) -> (Vec<Survival>, u64) {
-    let mut progress = Progress::new("million weights");
-    let mut current = String::new();
-    let found = measure_survival(plan, &mut |name, done, total| {
-        let [done, total] =
-            [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
-        if current != name {
-            name.clone_into(&mut current);
-            progress.part(&format!("weights of {name}"), 0, total);
-        }
-        progress.done(done);
-    });
-    progress.finish();
-    found
-}
-
-fn text(report: &Report, title: &str, style: Style) -> String {
-    let device = &report.device;
-    format!(
-        "{title}Device: {} ({}, {})\n\n{}",
-        device.name,
-        device.backend,
-        device.kind,
-        report_text(report, style)
-    )
-}
-
-/// Makes reports of findings.
-struct Record<'a> {
-    output: &'a Output,
-    html: Option<&'a Path>,
-    device: &'a Device,
-    arms: &'a Arms<'a>,
-    relabel: &'a dyn Fn(&mut Report),
-}
-
-impl Record<'_> {
-    fn report(&self, findings: &Findings) -> Report {
-        let mut report = Report::new(findings, &self.device.info());
-        report.kernels = self.device.kernels();
-        (report.gpu_seconds, report.gpu_timed_dispatches) = self.device.seconds();
-        report.memory = self.arms.record();
-        (self.relabel)(&mut report);
-        report
-    }
-
-    fn save(&self, findings: &Findings) -> Result<()> {
-        if self.html.is_none() {
-            return self.output.save(|| self.report(findings));
-        }
-        let report = self.report(findings);
-        self.output.save(|| &report)?;
-        self.page(&report)
-    }
-
-    /// Writes the page, if one is asked for.
-    fn page(&self, report: &Report) -> Result<()> {
-        self.html.map_or(Ok(()), |path| write(path, &report_html(report)))
-    }
-}
-
-/// Shows how far the run is and keeps the report's file up to date, so that even a run that is killed leaves what it
-/// measured.
-struct Watching<'a> {
-    record: &'a Record<'a>,
-    progress: Progress,
-}
-
-impl Watch for Watching<'_> {
-    fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize) {
-        let name = |arm: &ArmInfo<'_>| format!("{} {}", arm.model.name, arm.precision);
-        let label = match arms {
-            [] => String::new(),
-            [arm] => format!("[{}/{total}] {}", first + 1, name(arm)),
-            [one, .., last] => {
-                format!("[{}-{}/{total}] {} to {}", first + 1, first + arms.len(), name(one), name(last))
-            }
+impl AuditArgs {
+    /// What the flags say, as a plan.
+    fn plan_file(self) -> Result<PlanFile> {
+        let device = self.reported.common.device.as_ref();
+        let memory = &self.memory;
+        let (dose, choose_dose) = self.repair.plan_file();
+        let mut plan = PlanFile {
+            demo: false,
+            target: self.target,
+            unlearned: self.unlearned,
+            retrain: self.retrain,
+            data: self.data,
+            tokenizer: self.tokenizer,
+            precision: self.precision.iter().map(ToString::to_string).collect(),
+            dose,
+            choose_dose,
+            limit: self.limit,
+            quantize_head: self.quantize_head,
+            corpus: self.corpus,
+            device: DeviceTable::new(device, self.tune.tuning(), memory.vram, memory.kv, memory.naive),
+            series: self.series.into_iter().map(Into::into).collect(),
+            ..self.judge.plan_file()
         };
-        self.progress.part(&label, first * tasks, total * tasks);
-    }
-
-    fn answered(&mut self, done: usize) {
-        self.progress.done(done);
-    }
-
-    fn smaller(&mut self, error: &Error) {
-        notice(&format!("{error}; trying again with batches of half the size"));
-    }
-
-    fn measured(&mut self, findings: &Findings) -> Result<()> {
-        self.progress.part_done();
-        self.record.save(findings)
+        plan.resolve(Path::new(""))?;
+        Ok(plan)
     }
 }

@@ -1,18 +1,20 @@
 //! `undertext demo`: the audit of a family that is built into the program.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use include_dir::{Dir, include_dir};
 
 use clap::Args;
 
 use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
-use super::audit::execute;
+use super::folder::Out;
 use super::judge::JudgeArgs;
+use super::output::Output;
+use super::plan_file::{DeviceTable, PlanFile};
 use super::repair::RepairArgs;
-use crate::audit::{Plan, Request};
+use super::session::{self, Asked};
+use crate::audit::Request;
 use crate::error::{Error, Result};
-use crate::quant::{Precision, Scheme};
 use crate::report::Report;
 
 static MODELS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/demo/models");
@@ -20,10 +22,7 @@ static DATA: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/demo/data");
 
 const UNLEARNED: [&str; 4] = ["npo_gdr", "ga_gdr", "sure", "control_fp32"];
 
-const PRECISIONS: [Precision; 3] =
-    [Precision::Full, Precision::nearest(Scheme::Int8), Precision::nearest(Scheme::Int4 { group: 128 })];
-
-const TITLE: &str = "\
+pub(super) const TITLE: &str = "\
 A tiny Llama learned about invented people and books (target), then was made to forget some of them in four ways.
 npo_gdr and ga_gdr: small updates to bf16 weights, as the field does it. sure: larger updates to the most salient
 rows only. control_fp32: npo_gdr's loss with larger updates to fp32 weights. retrain never met what was forgotten.
@@ -36,6 +35,10 @@ pub(super) struct DemoArgs {
     /// Use only the first N examples of each question set
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+
+    /// A folder for the run: a new one, or that of the same audit, which then goes on [default: none]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 
     #[command(flatten)]
     repair: RepairArgs,
@@ -53,26 +56,52 @@ pub(super) struct DemoArgs {
     reported: ReportedArgs,
 }
 
-/// Unpacks the family and audits it.
+/// Audits the family.
 pub(super) fn run(args: &DemoArgs) -> Result<()> {
-    let directory = tempfile::tempdir().map_err(Error::write(&std::env::temp_dir()))?;
-    let (models, data) = (directory.path().join("models"), directory.path().join("data"));
-    unpack(&MODELS, &models)?;
-    unpack(&DATA, &data)?;
-    let (doses, choose_dose) = args.repair.doses();
-    let plan = Plan::new(Request {
-        target: models.join("target"),
-        unlearned: UNLEARNED.iter().map(|name| models.join(name)).collect(),
-        retrain: Some(models.join("retrain")),
-        data,
-        precisions: PRECISIONS.to_vec(),
-        limit: args.limit,
-        doses,
+    let ReportedArgs { common, html } = args.reported.clone();
+    let DemoArgs { memory, .. } = args;
+    let (dose, choose_dose) = args.repair.plan_file();
+    let plan = PlanFile {
+        demo: true,
+        dose,
         choose_dose,
-        criteria: args.judge.criteria(),
-        ..Request::default()
-    })?;
-    execute(plan, &args.judge, &args.reported, args.tune, &args.memory, &relabel, TITLE)
+        limit: args.limit,
+        device: DeviceTable::new(
+            common.device.as_ref(),
+            args.tune.tuning(),
+            memory.vram,
+            memory.kv,
+            memory.naive,
+        ),
+        ..args.judge.plan_file()
+    };
+    let out = args.out.clone().map_or(Out::None, Out::Folder);
+    session::run(&plan, &Asked { out, output: Output::new(common.json), html, explain: memory.explain })
+}
+
+/// The family on disk, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Family(tempfile::TempDir);
+
+impl Family {
+    pub(super) fn unpack() -> Result<Self> {
+        let directory = tempfile::tempdir().map_err(Error::write(&std::env::temp_dir()))?;
+        unpack(&MODELS, &directory.path().join("models"))?;
+        unpack(&DATA, &directory.path().join("data"))?;
+        Ok(Self(directory))
+    }
+
+    /// The request with this family in it.
+    pub(super) fn request(&self, request: Request) -> Request {
+        let models = self.0.path().join("models");
+        Request {
+            target: models.join("target"),
+            unlearned: UNLEARNED.iter().map(|name| models.join(name)).collect(),
+            retrain: Some(models.join("retrain")),
+            data: self.0.path().join("data"),
+            ..request
+        }
+    }
 }
 
 fn unpack(files: &Dir<'_>, to: &Path) -> Result<()> {
@@ -80,7 +109,7 @@ fn unpack(files: &Dir<'_>, to: &Path) -> Result<()> {
 }
 
 /// The report names the family's place in the sources: the directory it ran from is gone when the report is read.
-fn relabel(report: &mut Report) {
+pub(super) fn relabel(report: &mut Report) {
     report.plan.data = "assets/demo/data".to_owned();
     for arm in &mut report.arms {
         arm.path = format!("assets/demo/models/{}", arm.name);

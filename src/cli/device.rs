@@ -1,6 +1,7 @@
 //! The device that the user means.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::output::notice;
@@ -64,6 +65,30 @@ impl Device {
         match self {
             Self::Cpu => DeviceInfo::cpu(),
             Self::Gpu(gpu) => gpu.info().clone(),
+        }
+    }
+
+    /// What of the device answers may depend on: its name and driver, and what the CPU can do, which the CPU pass and
+    /// software adapters compute with.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let DeviceInfo { name, backend, driver, .. } = self.info();
+        #[cfg(target_arch = "x86_64")]
+        let features = [
+            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+            ("fma", std::arch::is_x86_feature_detected!("fma")),
+            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ];
+        #[cfg(not(target_arch = "x86_64"))]
+        let features: [(&str, bool); 0] = [];
+        let features = features.iter().filter(|(_, there)| *there).map(|(name, _)| format!(" {name}"));
+        format!("{name} ({backend}), {driver}{}", features.collect::<String>())
+    }
+
+    /// Goes on with the kernels that the file holds, and keeps in it which are chosen from now on; nothing for the CPU pass.
+    pub fn keep_choices(&self, path: &Path) {
+        if let Self::Gpu(gpu) = self {
+            gpu.keep_choices(path);
         }
     }
 

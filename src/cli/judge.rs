@@ -1,7 +1,9 @@
 //! Flags that say how figures are judged, and what to do about the verdicts.
 
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
+use super::plan_file::PlanFile;
 use crate::audit::{Criteria, Outcome};
 use crate::error::{Error, Result};
 use crate::report::Report;
@@ -39,15 +41,15 @@ pub(super) struct JudgeArgs {
 
     /// Do not hold the arms' logits against each other on the true answers: takes less time and memory
     #[arg(long)]
-    pub(super) no_divergence: bool,
+    no_divergence: bool,
 
     /// Do not read the checkpoints once more to say how much of each update survives
     #[arg(long)]
-    pub(super) no_survival: bool,
+    no_survival: bool,
 }
 
 impl JudgeArgs {
-    pub(super) fn criteria(&self) -> Criteria {
+    fn criteria(&self) -> Criteria {
         Criteria {
             resamples: self.resamples,
             seed: self.seed,
@@ -58,19 +60,31 @@ impl JudgeArgs {
         }
     }
 
-    /// Fails if a verdict is one that the user wants to fail on.
-    pub(super) fn check(&self, report: &Report) -> Result<()> {
-        let asked: Vec<_> = self.fail_on.iter().map(|&name| Outcome::from(name).name()).collect();
-        let found = report.verdicts.iter().filter(|verdict| asked.contains(&verdict.verdict.as_str()));
-        let verdicts: Vec<_> = found
-            .map(|verdict| format!("{}@{} is {}", verdict.unlearned, verdict.precision, verdict.verdict))
-            .collect();
-        if verdicts.is_empty() { Ok(()) } else { Err(Error::Verdict { verdicts }) }
+    /// These flags' part of a plan.
+    pub(super) fn plan_file(&self) -> PlanFile {
+        PlanFile {
+            divergence: !self.no_divergence,
+            survival: !self.no_survival,
+            fail_on: self.fail_on.clone(),
+            criteria: self.criteria().into(),
+            ..PlanFile::default()
+        }
     }
 }
 
+/// Fails if a verdict is one that the user wants to fail on.
+pub(super) fn check(fail_on: &[OutcomeName], report: &Report) -> Result<()> {
+    let asked: Vec<_> = fail_on.iter().map(|&name| Outcome::from(name).name()).collect();
+    let found = report.verdicts.iter().filter(|verdict| asked.contains(&verdict.verdict.as_str()));
+    let verdicts: Vec<_> = found
+        .map(|verdict| format!("{}@{} is {}", verdict.unlearned, verdict.precision, verdict.verdict))
+        .collect();
+    if verdicts.is_empty() { Ok(()) } else { Err(Error::Verdict { verdicts }) }
+}
+
 /// A verdict to fail on; whoever wants to fail on `held` has a reason that is not ours to guess.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum OutcomeName {
     Resurrected,
     Held,

@@ -34,6 +34,12 @@ pub(super) fn size(text: &str) -> Result<u64> {
     if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
+/// The same size as [`size`] reads it.
+pub(super) fn exact(bytes: u64) -> String {
+    let mib = bytes >> 20;
+    if bytes == mib << 20 { format!("{mib}MiB") } else { format!("{bytes}B") }
+}
+
 /// Reads the format of the cache.
 pub(super) fn kv(text: &str) -> Result<KvFormat> {
     KvFormat::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| Error::Flag {

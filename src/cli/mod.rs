@@ -11,15 +11,20 @@ mod compare;
 mod demo;
 mod device;
 mod devices;
+mod folder;
 mod generate;
+mod interrupt;
 mod judge;
 mod localize;
+mod log;
 mod memory;
 mod output;
+mod plan_file;
 mod progress;
 mod quantize;
 mod repair;
 mod report;
+mod session;
 
 use std::ffi::OsString;
 
@@ -44,7 +49,7 @@ where
         }
     };
     let result = match cli.command {
-        args::Command::Audit(args) => audit::run(args),
+        args::Command::Audit(args) => audit::run(*args),
         args::Command::Demo(args) => demo::run(&args),
         args::Command::Generate(args) => generate::run(args),
         args::Command::Codes(args) => codes::run(args),

@@ -1,11 +1,12 @@
 //! stdout, stderr and report files.
 
-use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::log;
+use crate::checkpoint::files::replace;
 use crate::error::{Error, Result};
 use crate::report::Style;
 
@@ -87,13 +88,7 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     if path.exists() && !path.is_file() {
         return std::fs::write(path, text).map_err(Error::write(path));
     }
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or(path.as_os_str()));
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    std::fs::write(&temporary, text)
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(Error::write(path))
+    replace(path, text.as_bytes())
 }
 
 /// Says something to the user that is not the result.
@@ -109,7 +104,8 @@ pub(super) fn error(error: &Error) {
     say(&format!("error: {}", line.join("; ")));
 }
 
-/// One line to stderr; nobody is left to tell if that fails.
+/// One line to stderr, and to the run's log if there is one; nobody is left to tell if that fails.
 pub(super) fn say(line: &str) {
+    log::keep(line);
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output::say;
+use super::{log, output::say};
 
 /// Least time between two lines where stderr is not a terminal.
 const QUIET: Duration = Duration::from_secs(30);
@@ -18,6 +18,8 @@ pub(super) struct Progress {
     name: String,
     before: usize,
     all: usize,
+    /// Of the part, what was there at its beginning.
+    there: Option<usize>,
     begun: Instant,
     said: Instant,
 }
@@ -33,14 +35,14 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, unit, name: String::new(), before: 0, all: 0, begun: now, said: now }
+        Self { bar, unit, name: String::new(), before: 0, all: 0, there: None, begun: now, said: now }
     }
 
     /// A part begins; `before` of `all` are done.
     pub(super) fn part(&mut self, name: &str, before: usize, all: usize) {
         (self.before, self.all) = (before, all);
         name.clone_into(&mut self.name);
-        (self.begun, self.said) = (Instant::now(), Instant::now());
+        (self.begun, self.said, self.there) = (Instant::now(), Instant::now(), None);
         if let Some(bar) = &self.bar {
             bar.set_length(all as u64);
             bar.set_position(before as u64);
@@ -50,6 +52,8 @@ impl Progress {
 
     /// The part has done so many.
     pub(super) fn done(&mut self, done: usize) {
+        // The first of several was not done in no time.
+        self.there.get_or_insert(if done > 1 { done } else { 0 });
         if let Some(bar) = &self.bar {
             bar.set_position((self.before + done) as u64);
         } else if self.said.elapsed() >= QUIET {
@@ -62,14 +66,13 @@ impl Progress {
     /// Seconds that the rest still takes if it goes on as this part went so far.
     fn left(&self, done: usize) -> Option<u64> {
         let rest = self.all.checked_sub(self.before + done)? as u64;
-        (self.begun.elapsed().as_secs() * rest).checked_div(done as u64)
+        (self.begun.elapsed().as_secs() * rest).checked_div(done.checked_sub(self.there.unwrap_or(0))? as u64)
     }
 
     /// The part is done.
     pub(super) fn part_done(&mut self) {
-        if self.bar.is_none() {
-            say(&format!("{}: {:.1} s", self.name, self.begun.elapsed().as_secs_f64()));
-        }
+        let line = format!("{}: {:.1} s", self.name, self.begun.elapsed().as_secs_f64());
+        if self.bar.is_none() { say(&line) } else { log::keep(&line) }
     }
 
     /// Nothing more comes; the result follows.

@@ -28,8 +28,8 @@ pub(super) struct RepairArgs {
 }
 
 impl RepairArgs {
-    /// All shares to run, ascending, each once; and whether one of them is to be chosen.
-    pub(super) fn doses(&self) -> (Vec<Share>, bool) {
+    /// All shares to run, ascending, each once, as a plan names them; and whether one of them is to be chosen.
+    pub(super) fn plan_file(&self) -> (Vec<String>, bool) {
         let mut doses = self.dose.clone();
         match self.keep {
             Keep::Share(share) if self.repair => doses.push(share),
@@ -38,7 +38,8 @@ impl RepairArgs {
         }
         doses.sort_unstable();
         doses.dedup();
-        (doses, self.repair && self.keep == Keep::Auto)
+        let named = doses.iter().map(ToString::to_string).collect();
+        (named, self.repair && self.keep == Keep::Auto)
     }
 }
 

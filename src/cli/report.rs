@@ -6,15 +6,21 @@ use serde_json::Value;
 
 use clap::Args;
 
+use super::folder::REPORT;
 use super::output::{Output, print, write};
 use crate::error::{Error, Result};
 use crate::report::{Report, report_html, schema};
 
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote
-    #[arg(value_name = "REPORT.JSON")]
-    record: PathBuf,
+    /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote, or a run's folder
+    #[arg(value_name = "REPORT.JSON|DIR")]
+    #[arg(required_unless_present = "schema")]
+    record: Option<PathBuf>,
+
+    /// Print the JSON Schema of the record instead
+    #[arg(long, hide = true, exclusive = true)]
+    schema: bool,
 
     /// Where the page goes [default: beside the record, with the extension html]
     #[arg(long, value_name = "FILE")]
@@ -23,9 +29,14 @@ pub(super) struct ReportArgs {
 
 /// Makes the page of a record and says where it is.
 pub(super) fn run(args: ReportArgs) -> Result<()> {
-    let report = read(&args.record)?;
-    let html = args.html.unwrap_or_else(|| args.record.with_extension("html"));
-    Output::File(args.record).differs_from(Some(&html))?;
+    let record = match args.record {
+        Some(record) if !args.schema => record,
+        _ => return print(&Output::to_json(&Report::json_schema())?),
+    };
+    let record = if record.is_dir() { record.join(REPORT) } else { record };
+    let report = read(&record)?;
+    let html = args.html.unwrap_or_else(|| record.with_extension("html"));
+    Output::File(record).differs_from(Some(&html))?;
     write(&html, &report_html(&report))?;
     print(&format!("{}\n", html.display()))
 }

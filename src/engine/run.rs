@@ -1,6 +1,8 @@
 //! Asking all arms, and what they answered.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::passes::{Generating, Scoring, batch_rows};
@@ -35,6 +37,8 @@ pub struct Finished<'a> {
     pub index: usize,
     /// The answer.
     pub observation: &'a Observation,
+    /// By pair, then by task: what sets the arms of pairs apart, so far. That of this task is whole.
+    pub pairs: &'a [Vec<Vec<Divergence>>],
     /// Answers of all arms so far, with this one.
     pub done: usize,
     /// Answers in all.
@@ -48,6 +52,7 @@ pub struct Engine<L> {
     model: L,
     options: Options,
     counters: Counters,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 /// What the arms answered so far, and whom to tell.
@@ -71,7 +76,14 @@ impl<L: Lockstep> Engine<L> {
     /// If there are not as many names as arms.
     pub fn new(arms: Vec<String>, model: L, options: Options) -> Self {
         assert_eq!(arms.len(), model.arms(), "names and arms");
-        Self { arms, model, options, counters: Counters::default() }
+        Self { arms, model, options, counters: Counters::default(), stop: None }
+    }
+
+    /// Ends a run with [`Error::Interrupted`] before its next pass once `stop` is true.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: Option<Arc<AtomicBool>>) -> Self {
+        self.stop = stop;
+        self
     }
 
     /// What the model and the engine did so far. Tokens are added up over the arms as computed: a repeated task
@@ -279,6 +291,9 @@ impl<L: Lockstep> Engine<L> {
         rows: &[usize],
         run: impl FnOnce(&mut L) -> Result<Vec<Vec<Folded>>>,
     ) -> Result<Vec<Vec<Folded>>> {
+        if self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(Error::Interrupted { resume: None });
+        }
         let load_before = self.model.counters().seconds.load;
         let start = Instant::now();
         let folded = run(&mut self.model)?;
@@ -363,7 +378,8 @@ impl Answers<'_> {
         let repetitions = self.repeated.get(&first).map_or(&[][..], Vec::as_slice);
         for &index in std::iter::once(&first).chain(repetitions) {
             self.done += 1;
-            (self.tell)(Finished { arm, index, observation: &observation, done: self.done, total })?;
+            let (done, pairs) = (self.done, &self.pairs[..]);
+            (self.tell)(Finished { arm, index, observation: &observation, pairs, done, total })?;
         }
         if let Ok(observations) = &mut self.arms[arm] {
             for &index in repetitions {

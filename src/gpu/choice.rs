@@ -1,6 +1,7 @@
 //! Which device to run on.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -39,6 +40,19 @@ impl FromStr for DeviceChoice {
             (_, _, Ok(nth)) if BACKENDS.contains(&head) => Self::Backend(head.to_owned(), nth),
             _ => Self::Name(text.trim().to_owned()),
         })
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    /// As it is read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Best => f.write_str("best"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Index(index) => write!(f, "{index}"),
+            Self::Backend(backend, nth) => write!(f, "{backend}:{nth}"),
+            Self::Name(name) => f.write_str(name),
+        }
     }
 }
 

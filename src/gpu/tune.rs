@@ -59,22 +59,27 @@ struct State {
     file: File,
     /// In this run, by class.
     chosen: BTreeMap<String, String>,
+    /// Choices that go before all others, and the file that remembers them.
+    kept: Option<(PathBuf, File)>,
 }
 
 impl Tuner {
     fn new(info: &DeviceInfo, tuning: Tuning, folder: Option<&Path>) -> Self {
         let device = format!("{} ({}), {}", info.name, info.backend, info.driver);
         let path = folder.map(|folder| folder.join(format!("kernels-{}.json", hash([device.as_bytes()]))));
-        // A file that is missing, broken, of another version or of another device is no file.
         let file = path
             .as_ref()
             .filter(|_| tuning == Tuning::Remembered)
-            .and_then(|path| std::fs::read(path).ok())
-            .and_then(|bytes| serde_json::from_slice::<File>(&bytes).ok())
-            .filter(|file| file.version == VERSION && file.device == device)
+            .and_then(|path| load(path, &device))
             .unwrap_or_else(|| File { version: VERSION, device, choices: BTreeMap::new() });
-        Self { tuning, path, state: Mutex::new(State { file, chosen: BTreeMap::new() }) }
+        Self { tuning, path, state: Mutex::new(State { file, ..State::default() }) }
     }
+}
+
+/// A file of this version for this device. One that is missing, broken, of another version or of another device is none.
+fn load(path: &Path, device: &str) -> Option<File> {
+    let file: File = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    (file.version == VERSION && file.device == device).then_some(file)
 }
 
 /// Writes the whole file or nothing. That it cannot be written only means timing again next time.
@@ -106,10 +111,28 @@ impl Gpu {
         self
     }
 
-    /// The kernels chosen since the device was opened, by class of problem.
+    /// Makes the choices that the file at `path` holds before any other, and keeps in it what is chosen from now on: a run
+    /// that goes on later computes with the kernels that it began with. Without tuning there is nothing to keep.
+    pub fn keep_choices(&self, path: &Path) {
+        if self.tuner.tuning == Tuning::Off {
+            return;
+        }
+        let mut state = self.tuner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = state.file.device.clone();
+        let empty = || File { version: VERSION, device: device.clone(), choices: BTreeMap::new() };
+        let kept = load(path, &device).unwrap_or_else(empty);
+        state.kept = Some((path.to_path_buf(), kept));
+    }
+
+    /// The kernels chosen since the device was opened, and those that were kept, by class of problem.
     #[must_use]
     pub fn chosen_kernels(&self) -> BTreeMap<String, String> {
-        self.tuner.state.lock().unwrap_or_else(PoisonError::into_inner).chosen.clone()
+        let state = self.tuner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = state.kept.iter().flat_map(|(_, file)| &file.choices);
+        let mut all: BTreeMap<_, _> =
+            kept.map(|(class, choice)| (class.clone(), choice.kernel.clone())).collect();
+        all.extend(state.chosen.clone());
+        all
     }
 
     /// The number of the candidate to use for problems of `class`: the first without tuning, else the fastest.
@@ -135,22 +158,31 @@ impl Gpu {
         if let Some(index) = state.chosen.get(class).and_then(|name| number(name)) {
             return Ok(index);
         }
-        let known = state.file.choices.get(class).filter(|choice| choice.shaders == shaders);
-        let known = known.and_then(|choice| number(&choice.kernel));
+        let of = |file: &File| {
+            let choice = file.choices.get(class).filter(|choice| choice.shaders == shaders)?;
+            number(&choice.kernel)
+        };
+        let kept = state.kept.as_ref().and_then(|(_, file)| of(file));
+        let known = kept.or_else(|| of(&state.file));
         let index = match (self.tuner.tuning, known) {
             (Tuning::Off, _) => 0,
             (_, Some(index)) => index,
             (_, None) => {
                 let index = fastest(candidates.len(), seconds)?;
                 let kernel = candidates[index].0.to_owned();
-                state.file.choices.insert(class.to_owned(), Choice { shaders, kernel });
+                state.file.choices.insert(class.to_owned(), Choice { shaders: shaders.clone(), kernel });
                 if let Some(path) = &self.tuner.path {
                     let _ = save(path, &state.file);
                 }
                 index
             }
         };
-        state.chosen.insert(class.to_owned(), candidates[index].0.to_owned());
+        let kernel = candidates[index].0.to_owned();
+        state.chosen.insert(class.to_owned(), kernel.clone());
+        if let Some((path, file)) = state.kept.as_mut().filter(|_| kept.is_none()) {
+            file.choices.insert(class.to_owned(), Choice { shaders, kernel });
+            let _ = save(path, file);
+        }
         Ok(index)
     }
 }

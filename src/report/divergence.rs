@@ -1,5 +1,6 @@
 //! What sets the arms of an audit apart, in its record and as text.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::judgement::Estimate;
@@ -9,7 +10,7 @@ use crate::audit::{self, Findings};
 
 /// How far an unlearned model is from the target on the true answers, at full precision and quantized. If quantization
 /// resurrects, the quantized pair comes together on the forget set. KL in nats a token, shares in 0..=1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Divergence {
     /// `forget` or `retain`.
     pub set: String,

@@ -1,12 +1,13 @@
 //! The part of the record that says how sure the figures are and what they amount to.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{self, ALPHA, CONFIDENCE, Findings, closeness_correlation, rank_correlation, verdicts};
 use crate::metrics::Measured;
 
 /// A number with its interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
     /// The number.
     pub value: f64,
@@ -15,7 +16,7 @@ pub struct Estimate {
 }
 
 /// How figures were resampled and judged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Statistics {
     /// Of every interval.
     pub confidence: f64,
@@ -36,7 +37,7 @@ pub struct Statistics {
 }
 
 /// What quantization alone does to a model that was not made to forget.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Control {
     /// The checkpoint's name.
     pub name: String,
@@ -55,7 +56,7 @@ pub struct Control {
 }
 
 /// How much of an update outlives quantization.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Survival {
     /// The unlearned checkpoint's name.
     pub unlearned: String,
@@ -75,7 +76,7 @@ pub struct Survival {
 }
 
 /// Spearman's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RankCorrelation {
     /// The metric that recovery is of; `closer_forget` is the share by which KL to the target shrinks on the forget set.
     pub metric: String,
@@ -89,7 +90,7 @@ pub struct RankCorrelation {
 }
 
 /// The verdict on one unlearned checkpoint at one precision.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
     /// The checkpoint's name.
     pub unlearned: String,
@@ -102,7 +103,7 @@ pub struct Verdict {
 }
 
 /// Unlearned checkpoints as steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Series {
     /// What its values are of.
     pub name: String,
@@ -113,7 +114,7 @@ pub struct Series {
 }
 
 /// One step of a series.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// The value.
     pub value: f64,
@@ -122,7 +123,7 @@ pub struct Step {
 }
 
 /// A metric over the steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Curve {
     /// The metric.
     pub metric: String,
@@ -133,7 +134,7 @@ pub struct Curve {
 }
 
 /// A metric at one step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Point {
     /// The metric, as in the arm.
     pub value: Option<f64>,

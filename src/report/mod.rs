@@ -198,6 +198,7 @@ impl From<Counters> for schema::Counters {
         let seconds =
             schema::Seconds { load: seconds.load, score: seconds.score, generate: seconds.generate };
         Self {
+            sessions: 1,
             disk_bytes,
             codes_disk_bytes: 0,
             upload_bytes,

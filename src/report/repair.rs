@@ -1,5 +1,6 @@
 //! Roundings that keep the update beside nearest rounding: in the record, and as text.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::judgement::Estimate;
@@ -9,7 +10,7 @@ use crate::audit::{self, Findings, GOOD_ENOUGH, Statistics};
 use crate::quant::Rounding;
 
 /// One unlearned checkpoint in one rounding that is not the nearest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Repair {
     /// The checkpoint's name.
     pub unlearned: String,
@@ -38,7 +39,7 @@ pub struct Repair {
 }
 
 /// How a metric differs, x100, paired by example.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// The metric.
     pub metric: String,
@@ -49,7 +50,7 @@ pub struct Change {
 }
 
 /// What `--keep auto` chose for an unlearned checkpoint and a scheme.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Chosen {
     /// The checkpoint's name.
     pub unlearned: String,

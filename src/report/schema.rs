@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::divergence::Divergence;
@@ -17,7 +18,7 @@ use crate::model::Residence;
 pub const VERSION: u32 = 1;
 
 /// The record of an audit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// [`VERSION`].
     pub schema_version: u32,
@@ -81,8 +82,17 @@ pub struct Report {
     pub counters: Counters,
 }
 
+impl Report {
+    /// The JSON Schema (draft 2020-12) of what this version writes.
+    #[must_use]
+    pub fn json_schema() -> serde_json::Value {
+        let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
+        settings.into_generator().into_root_schema_for::<Self>().to_value()
+    }
+}
+
 /// The program.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Program {
     /// Of the package.
     pub version: String,
@@ -108,7 +118,7 @@ impl Program {
 }
 
 /// A device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Device {
     /// Number in `undertext devices`; absent for the CPU pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,7 +139,7 @@ pub struct Device {
 }
 
 /// What was asked of every arm.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// The data directory.
     pub data: String,
@@ -142,7 +152,7 @@ pub struct Plan {
 }
 
 /// One checkpoint at one precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Arm {
     /// The checkpoint's name.
     pub name: String,
@@ -159,7 +169,7 @@ pub struct Arm {
 }
 
 /// MUSE's metrics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Metrics {
     /// Wording of the forget set recited; lower is better forgotten.
     pub verbmem_forget: Metric,
@@ -172,7 +182,7 @@ pub struct Metrics {
 }
 
 /// A mean over examples.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Metric {
     /// The mean, x100.
     pub value: Option<f64>,
@@ -193,7 +203,7 @@ pub struct Metric {
 }
 
 /// How well true answers are known, led along token by token: recovery shows here below the level of greedy text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Truth {
     /// Geometric mean of an answer's token probabilities (TOFU's probability).
     pub probability: Metric,
@@ -204,7 +214,7 @@ pub struct Truth {
 }
 
 /// `100 (auc - reference_auc) / reference_auc`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PrivLeak {
     /// The figure.
     pub value: Option<f64>,
@@ -232,7 +242,7 @@ pub struct PrivLeak {
 }
 
 /// PrivLeak against one reference.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Against {
     /// The figure.
     pub value: Option<f64>,
@@ -250,7 +260,7 @@ pub struct Against {
 
 /// How much of one metric a quantized unlearned arm has back. `q` is its value, `u` the same checkpoint's at full
 /// precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Recovery {
     /// The unlearned checkpoint's name.
     pub unlearned: String,
@@ -305,7 +315,7 @@ pub struct Recovery {
 }
 
 /// How arms that run in lockstep lie in the device's memory, decided before any weight is read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Memory {
     /// Their names.
     pub arms: Vec<String>,
@@ -330,7 +340,7 @@ pub struct Memory {
 }
 
 /// A part of the device's memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryItem {
     /// What it is.
     pub name: String,
@@ -368,9 +378,14 @@ impl Memory {
     }
 }
 
-/// What was done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What was done. All of this, and nothing else but `gpu_seconds` and `gpu_timed_dispatches`, differs between a run that
+/// was stopped and resumed and one that was not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Counters {
+    /// Sessions that it took: 1, and one more each time the run was resumed. All that follows adds up over them; of one that
+    /// was killed, what was done after its last finished group of arms is not known.
+    #[serde(default = "one")]
+    pub sessions: u64,
     /// Bytes read from checkpoints to run them.
     pub disk_bytes: u64,
     /// Bytes read from checkpoints, once more, to compare their weights for `survival`.
@@ -401,8 +416,33 @@ pub struct Counters {
     pub seconds: Seconds,
 }
 
+fn one() -> u64 {
+    1
+}
+
+impl Counters {
+    /// Adds another session's; peaks are maxima.
+    pub fn add(&mut self, other: &Self) {
+        self.sessions += other.sessions;
+        self.disk_bytes += other.disk_bytes;
+        self.codes_disk_bytes += other.codes_disk_bytes;
+        self.upload_bytes += other.upload_bytes;
+        self.weight_passes += other.weight_passes;
+        self.dispatches += other.dispatches;
+        self.submissions += other.submissions;
+        self.tokens_scored += other.tokens_scored;
+        self.tokens_generated += other.tokens_generated;
+        self.peak_device_bytes = self.peak_device_bytes.max(other.peak_device_bytes);
+        self.peak_allocated_bytes = self.peak_allocated_bytes.max(other.peak_allocated_bytes);
+        self.peak_host_bytes = self.peak_host_bytes.max(other.peak_host_bytes);
+        self.seconds.load += other.seconds.load;
+        self.seconds.score += other.seconds.score;
+        self.seconds.generate += other.seconds.generate;
+    }
+}
+
 /// Wall seconds by kind of work.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Seconds {
     /// Reading, uploading and packing weights.
     pub load: f64,
@@ -413,14 +453,14 @@ pub struct Seconds {
 }
 
 /// What `undertext devices --json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Devices {
     /// Best first; without the CPU pass, which is always there.
     pub devices: Vec<Device>,
 }
 
 /// What `undertext generate --json` prints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Generated {
     /// The prompt as token ids.
     pub prompt_ids: Vec<u32>,

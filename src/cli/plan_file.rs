@@ -1,0 +1,473 @@
+//! A run's plan as a TOML file.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::audit::CorpusName;
+use super::judge::OutcomeName;
+use super::memory::{exact, kv, size};
+use crate::audit::{Criteria, Request, SeriesRequest};
+use crate::checkpoint::files::read_text;
+use crate::error::{Error, Result};
+use crate::gpu::{DeviceChoice, Tuning};
+use crate::kernels::KvFormat;
+use crate::quant::{Precision, Share};
+
+/// Longest plan that is read.
+const LIMIT_BYTES: u64 = 1 << 20;
+
+/// Everything that an audit's answers and verdicts depend on; what is not in a file is as without the flag.
+///
+/// Relative paths in a file are relative to the file's folder; the program writes absolute ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct PlanFile {
+    /// Whether the family is the one that is built into the program; then the next four are not given.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) demo: bool,
+    /// `--target`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) target: Option<PathBuf>,
+    /// `--unlearned`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) unlearned: Vec<PathBuf>,
+    /// `--retrain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retrain: Option<PathBuf>,
+    /// `--data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<PathBuf>,
+    /// `--tokenizer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tokenizer: Option<PathBuf>,
+    /// `--precision`.
+    pub(super) precision: Vec<String>,
+    /// Shares of the update that kept rounding keeps: those of `--repair` and `--dose`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) dose: Vec<String>,
+    /// `--keep auto`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) choose_dose: bool,
+    /// `--limit`; all examples without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) limit: Option<usize>,
+    /// `--quantize-head`.
+    pub(super) quantize_head: bool,
+    /// `--corpus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) corpus: Option<CorpusName>,
+    /// Not `--no-divergence`.
+    pub(super) divergence: bool,
+    /// Not `--no-survival`.
+    pub(super) survival: bool,
+    /// `--fail-on`.
+    pub(super) fail_on: Vec<OutcomeName>,
+    /// How figures are judged.
+    pub(super) criteria: CriteriaTable,
+    /// What it runs on.
+    pub(super) device: DeviceTable,
+    /// `--series`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) series: Vec<SeriesTable>,
+}
+
+impl Default for PlanFile {
+    fn default() -> Self {
+        Self {
+            demo: false,
+            target: None,
+            unlearned: Vec::new(),
+            retrain: None,
+            data: None,
+            tokenizer: None,
+            precision: super::audit::PRECISIONS.split(',').map(str::to_owned).collect(),
+            dose: Vec::new(),
+            choose_dose: false,
+            limit: None,
+            quantize_head: false,
+            corpus: None,
+            divergence: true,
+            survival: true,
+            fail_on: Vec::new(),
+            criteria: CriteriaTable::default(),
+            device: DeviceTable::default(),
+            series: Vec::new(),
+        }
+    }
+}
+
+/// [`Criteria`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CriteriaTable {
+    resurrected_above: f64,
+    held_below: f64,
+    collapsed_below: f64,
+    least_gap: f64,
+    resamples: usize,
+    seed: u64,
+}
+
+impl Default for CriteriaTable {
+    fn default() -> Self {
+        Criteria::default().into()
+    }
+}
+
+impl From<Criteria> for CriteriaTable {
+    fn from(criteria: Criteria) -> Self {
+        let Criteria { resamples, seed, resurrected_above, held_below, collapsed_below, least_gap } =
+            criteria;
+        Self { resurrected_above, held_below, collapsed_below, least_gap, resamples, seed }
+    }
+}
+
+impl From<CriteriaTable> for Criteria {
+    fn from(table: CriteriaTable) -> Self {
+        let CriteriaTable { resurrected_above, held_below, collapsed_below, least_gap, resamples, seed } =
+            table;
+        Self { resamples, seed, resurrected_above, held_below, collapsed_below, least_gap }
+    }
+}
+
+/// What a run runs on, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DeviceTable {
+    /// `--device`; the best there is without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    /// `--no-tune` is off, `--retune` is afresh.
+    tuning: TuningName,
+    /// `--vram`; most of what the adapter has without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vram: Option<String>,
+    /// `--kv`.
+    kv: String,
+    /// `--naive`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    naive: bool,
+}
+
+impl Default for DeviceTable {
+    fn default() -> Self {
+        let kv = KvFormat::F16.name().to_owned();
+        Self { device: None, tuning: TuningName::default(), vram: None, kv, naive: false }
+    }
+}
+
+impl DeviceTable {
+    /// What the flags say.
+    pub(super) fn new(
+        device: Option<&DeviceChoice>,
+        tuning: Tuning,
+        vram: Option<u64>,
+        kv: KvFormat,
+        naive: bool,
+    ) -> Self {
+        Self {
+            device: device.map(ToString::to_string),
+            tuning: tuning.into(),
+            vram: vram.map(exact),
+            kv: kv.name().to_owned(),
+            naive,
+        }
+    }
+
+    pub(super) fn choice(&self) -> Option<DeviceChoice> {
+        self.device.as_ref().and_then(|device| device.parse().ok())
+    }
+
+    pub(super) fn tuning(&self) -> Tuning {
+        match self.tuning {
+            TuningName::Remembered => Tuning::Remembered,
+            TuningName::Off => Tuning::Off,
+            TuningName::Afresh => Tuning::Afresh,
+        }
+    }
+
+    pub(super) fn vram(&self) -> Result<Option<u64>> {
+        self.vram.as_deref().map(size).transpose()
+    }
+
+    pub(super) fn kv(&self) -> Result<KvFormat> {
+        kv(&self.kv)
+    }
+
+    pub(super) fn naive(&self) -> bool {
+        self.naive
+    }
+}
+
+/// [`Tuning`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TuningName {
+    #[default]
+    Remembered,
+    Off,
+    Afresh,
+}
+
+impl From<Tuning> for TuningName {
+    fn from(tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::Remembered => Self::Remembered,
+            Tuning::Off => Self::Off,
+            Tuning::Afresh => Self::Afresh,
+        }
+    }
+}
+
+/// [`SeriesRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SeriesTable {
+    name: String,
+    steps: Vec<StepTable>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StepTable {
+    unlearned: PathBuf,
+    value: f64,
+}
+
+impl From<SeriesRequest> for SeriesTable {
+    fn from(SeriesRequest { name, steps }: SeriesRequest) -> Self {
+        let steps = steps.into_iter().map(|(unlearned, value)| StepTable { unlearned, value });
+        Self { name, steps: steps.collect() }
+    }
+}
+
+impl From<&SeriesTable> for SeriesRequest {
+    fn from(SeriesTable { name, steps }: &SeriesTable) -> Self {
+        let steps = steps.iter().map(|step| (step.unlearned.clone(), step.value));
+        Self { name: name.clone(), steps: steps.collect() }
+    }
+}
+
+/// Reads a share of [`PlanFile::dose`].
+fn dose(share: &str) -> Result<Share> {
+    share.parse().map_err(|expected| Error::Flag { flag: "--dose", found: share.to_owned(), expected })
+}
+
+impl PlanFile {
+    /// Reads a plan.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, is not TOML, has a key that no plan has, or lacks what every plan must have.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let remedy = "name a plan.toml, or the folder of a run with --resume";
+        let text = read_text(path, "the plan", remedy, LIMIT_BYTES)?;
+        let mut plan: Self = toml::from_str(&text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+            broken(path, &format!("line {line}"), error.message(), "what a plan holds")
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        plan.resolve(folder)?;
+        plan.spell()?;
+        plan.check(path)?;
+        Ok(plan)
+    }
+
+    /// Makes all paths absolute; relative ones are relative to `folder`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Flag`] if a path is empty.
+    pub(super) fn resolve(&mut self, folder: &Path) -> Result<()> {
+        let steps = self.series.iter_mut().flat_map(|series| &mut series.steps);
+        let named = [
+            ("--target", self.target.iter_mut().collect::<Vec<_>>()),
+            ("--unlearned", self.unlearned.iter_mut().collect()),
+            ("--retrain", self.retrain.iter_mut().collect()),
+            ("--data", self.data.iter_mut().collect()),
+            ("--tokenizer", self.tokenizer.iter_mut().collect()),
+            ("--series", steps.map(|step| &mut step.unlearned).collect()),
+        ];
+        for (flag, paths) in named {
+            for path in paths {
+                if path.as_os_str().is_empty() {
+                    let (found, expected) = ("an empty path".to_owned(), "a directory".to_owned());
+                    return Err(Error::Flag { flag, found, expected });
+                }
+                let absolute = std::path::absolute(folder.join(&*path));
+                *path = absolute.map_err(Error::read(path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Spells what has several spellings as flags are written.
+    fn spell(&mut self) -> Result<()> {
+        for name in &mut self.precision {
+            *name = name.parse::<Precision>()?.to_string();
+        }
+        for share in &mut self.dose {
+            *share = dose(share)?.to_string();
+        }
+        self.device.device = self.device.choice().map(|choice| choice.to_string());
+        self.device.vram = self.device.vram()?.map(exact);
+        self.device.kv = self.device.kv()?.name().to_owned();
+        Ok(())
+    }
+
+    /// Checks that it says what is audited.
+    fn check(&self, path: &Path) -> Result<()> {
+        let given = [
+            ("target", self.target.is_some(), true),
+            ("data", self.data.is_some(), true),
+            ("unlearned", !self.unlearned.is_empty(), self.series.is_empty()),
+            ("retrain", self.retrain.is_some(), false),
+        ];
+        for (field, given, needed) in given {
+            if self.demo && given {
+                return Err(broken(path, field, "a directory", "none: demo = true says what is audited"));
+            }
+            if !self.demo && needed && !given {
+                return Err(broken(path, field, "nothing", "a directory"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file's text.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Flag`] if a path is not UTF-8.
+    pub(super) fn to_text(&self) -> Result<String> {
+        let text = toml::to_string(self).map_err(|error| Error::Flag {
+            flag: "--out",
+            found: error.to_string(),
+            expected: "paths in UTF-8 (--no-out keeps no plan)".to_owned(),
+        })?;
+        let version = env!("CARGO_PKG_VERSION");
+        Ok(format!("# undertext {version}: `undertext audit plan.toml` asks the same again.\n\n{text}"))
+    }
+
+    /// What is asked, if it is not the demo.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Flag`] if a precision does not exist.
+    pub(super) fn request(&self) -> Result<Request> {
+        Ok(Request {
+            target: self.target.clone().unwrap_or_default(),
+            unlearned: self.unlearned.clone(),
+            retrain: self.retrain.clone(),
+            data: self.data.clone().unwrap_or_default(),
+            precisions: self.precision.iter().map(|name| name.parse()).collect::<Result<Vec<Precision>>>()?,
+            doses: self.dose.iter().map(|share| dose(share)).collect::<Result<_>>()?,
+            choose_dose: self.choose_dose,
+            limit: self.limit,
+            quantize_head: self.quantize_head,
+            tokenizer: self.tokenizer.clone(),
+            corpus: self.corpus.map(Into::into),
+            series: self.series.iter().map(Into::into).collect(),
+            criteria: self.criteria.into(),
+        })
+    }
+
+    /// Fails if the plan in the file at `path`, which is `theirs`, is not this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PlansDiffer`] with the first field that differs.
+    pub(super) fn same_as(&self, theirs: &Self, path: &Path) -> Result<()> {
+        let table = |plan: &Self| toml::Table::try_from(plan).unwrap_or_default();
+        match difference("", &table(theirs), &table(self)) {
+            Some((field, found, asked)) => {
+                Err(Error::PlansDiffer { path: path.to_path_buf(), field, found, asked })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The first field that differs, with both values.
+fn difference(within: &str, found: &toml::Table, asked: &toml::Table) -> Option<(String, String, String)> {
+    let mut keys: Vec<_> = found.keys().chain(asked.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    for key in keys {
+        let name = format!("{within}{key}");
+        match (found.get(key), asked.get(key)) {
+            (Some(toml::Value::Table(found)), Some(toml::Value::Table(asked))) => {
+                if let Some(difference) = difference(&format!("{name}."), found, asked) {
+                    return Some(difference);
+                }
+            }
+            (found, asked) if found != asked => {
+                let say = |value: Option<&toml::Value>| {
+                    value.map_or_else(|| "not given".to_owned(), ToString::to_string)
+                };
+                return Some((name, say(found), say(asked)));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn broken(path: &Path, what: &str, found: &str, expected: &str) -> Error {
+    Error::Malformed {
+        path: path.to_path_buf(),
+        what: what.to_owned(),
+        found: found.to_owned(),
+        expected: expected.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_reads_back() {
+        let plan = PlanFile {
+            target: Some("/m/target \"x\"".into()),
+            unlearned: vec!["/m/a".into(), "/m/b".into()],
+            data: Some("/d".into()),
+            limit: Some(4),
+            corpus: Some(CorpusName::News),
+            fail_on: vec![OutcomeName::Resurrected],
+            device: DeviceTable::new(
+                Some(&DeviceChoice::Backend("vulkan".to_owned(), 1)),
+                Tuning::Off,
+                Some((96 << 20) + 1),
+                KvFormat::F32,
+                true,
+            ),
+            series: vec!["size=/m/a@1,/m/b@2.5".parse::<SeriesRequest>().unwrap().into()],
+            ..PlanFile::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plan.toml");
+        std::fs::write(&path, plan.to_text().unwrap()).unwrap();
+        let read = PlanFile::read(&path).unwrap();
+        assert_eq!(read, plan);
+        assert!(read.same_as(&plan, &path).is_ok());
+        assert_eq!(read.device.choice(), Some(DeviceChoice::Backend("vulkan".to_owned(), 1)));
+        assert_eq!(read.device.vram().unwrap(), Some((96 << 20) + 1));
+        assert_eq!(read.request().unwrap().series[0].steps[1], ("/m/b".into(), 2.5));
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let one = PlanFile::default();
+        let criteria = CriteriaTable { seed: 7, ..CriteriaTable::default() };
+        let other = PlanFile { criteria, ..PlanFile::default() };
+        let error = other.same_as(&one, Path::new("x/plan.toml")).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("criteria.seed is 0 there and 7 here"), "{error}");
+        let limited = PlanFile { limit: Some(3), ..PlanFile::default() };
+        let error = limited.same_as(&one, Path::new("x/plan.toml")).unwrap_err().to_string();
+        assert!(error.contains("limit is not given there and 3 here"), "{error}");
+    }
+}

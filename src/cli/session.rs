@@ -1,0 +1,259 @@
+//! One session of a run: from a plan to a report, which is written down as it comes.
+
+use std::path::{Path, PathBuf};
+
+use super::arms::Arms;
+use super::device::Device;
+use super::folder::{Folder, Out};
+use super::judge::check;
+use super::output::{Output, notice, say, write};
+use super::plan_file::PlanFile;
+use super::progress::Progress;
+use super::{args::MemoryArgs, demo, interrupt, log};
+use crate::audit::{ArmInfo, Audit, Findings, Inputs, Plan, Store, Survival, Watch, measure_survival};
+use crate::engine::Options;
+use crate::error::{Error, Result};
+use crate::report::{Report, Style, counters_text, report_html, report_text};
+
+/// Weights that one step of the progress stands for.
+const STEP: u64 = 1 << 20;
+
+/// What is asked of a session, besides the plan.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// The run's folder.
+    pub(super) out: Out,
+    /// Where the result goes.
+    pub(super) output: Output,
+    /// Where the page goes too.
+    pub(super) html: Option<PathBuf>,
+    /// Whether to say how memory is used.
+    pub(super) explain: bool,
+}
+
+/// Runs a plan, or what is left of it, and hands its report over.
+pub(super) fn run(file: &PlanFile, asked: &Asked) -> Result<()> {
+    asked.output.differs_from(asked.html.as_deref())?;
+    if asked.out != Out::None {
+        log::begin();
+    }
+    let result = if file.demo {
+        let family = demo::Family::unpack()?;
+        let plan = Plan::new(family.request(file.request()?))?;
+        execute(file, plan, asked, &demo::relabel, demo::TITLE)
+    } else {
+        execute(file, Plan::new(file.request()?)?, asked, &|_| {}, "")
+    };
+    if let Err(error) = &result {
+        log::keep(&format!("error: {error}"));
+    }
+    log::end();
+    result
+}
+
+/// `relabel` may change what the report calls things, `title` stands above its tables.
+fn execute(
+    file: &PlanFile,
+    plan: Plan,
+    asked: &Asked,
+    relabel: &dyn Fn(&mut Report),
+    title: &str,
+) -> Result<()> {
+    let (kv, naive) = (file.device.kv()?, file.device.naive());
+    let memory = MemoryArgs { vram: file.device.vram()?, kv, explain: asked.explain, naive };
+    plan.notices.iter().for_each(|text| notice(text));
+    let audit = Audit::open(plan)?.stopped_by(interrupt::listen());
+    let device = Device::open(file.device.choice().as_ref(), file.device.tuning(), memory.vram.is_some())?;
+    let folder = Folder::open(&asked.out, file, &name(audit.plan()))?;
+    let mut store =
+        folder.as_ref().map(|folder| open_store(folder, &audit, &device, kv.name())).transpose()?;
+    // One arm at a time, there is nothing to hold it against.
+    let needs = audit.needs(file.divergence && !naive);
+    let arms = Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, needs, &memory);
+    let record = Record { asked, folder: folder.as_ref(), device: &device, arms: &arms, relabel };
+    // Now, and not after hours, is the time to find out that the report's file cannot be written.
+    record.begin(&audit.nothing_yet())?;
+    let mut watch = Watching { record: &record, progress: Progress::new("answers") };
+    let options = Options { one_at_a_time: naive, ..Options::default() };
+    let (mut findings, mut result) = audit.run(&mut &arms, options, &mut watch, store.as_mut());
+    watch.progress.finish();
+    if let Some(differing @ 1..) = store.as_ref().map(Store::differing) {
+        notice(&format!("{differing} answers that were asked again came out otherwise than before"));
+    }
+    // Everything is written down.
+    interrupt::at_once();
+    if result.is_ok() && interrupt::check().is_err() {
+        result = Err(interrupt::interrupted());
+        findings.stopped = Some("interrupted".to_owned());
+    }
+    if result.is_ok() && file.survival {
+        (findings.survival, findings.codes_disk_bytes) = survival(audit.plan());
+    }
+    let saved = record.save(&findings);
+    match (&result, &folder) {
+        (Err(Error::Interrupted { .. }), _) => return Err(interrupt::interrupted()),
+        (Err(_), Some(folder)) => {
+            let path = folder.path().display();
+            notice(&format!("`undertext audit --resume {path}` asks again what is missing"));
+        }
+        _ => {}
+    }
+    // Of two errors the first one counts.
+    let report = match (&result, saved) {
+        (Err(_), Err(_)) => return result,
+        (_, saved) => saved?,
+    };
+    if asked.explain {
+        say(&counters_text(&report.counters, &report.gpu_seconds));
+    }
+    if findings.arms.is_empty() {
+        return result;
+    }
+    asked.output.emit(&report, |style| text(&report, title, style))?;
+    result?;
+    check(&file.fail_on, &report)
+}
+
+/// What a dated folder is named by.
+fn name(plan: &Plan) -> String {
+    let mut names = plan.unlearned().map(|model| plan.models[model].name.as_str());
+    let first = names.next().unwrap_or_default();
+    match names.count() {
+        0 => first.to_owned(),
+        more => format!("{first}+{more}"),
+    }
+}
+
+/// Opens the store of a folder and says what is there.
+fn open_store(folder: &Folder, audit: &Audit, device: &Device, kv: &str) -> Result<Store> {
+    device.keep_choices(&folder.file("kernels.json"));
+    let mut progress = Progress::new("MiB");
+    let mut current = String::new();
+    let inputs = Inputs::of(audit, &device.identity(), kv, &mut |name, done, total| {
+        let [done, total] = [done, total].map(|bytes| usize::try_from(bytes >> 20).unwrap_or(usize::MAX));
+        if current != name {
+            name.clone_into(&mut current);
+            progress.part(&format!("reading {name}, to know it again"), 0, total);
+        }
+        progress.done(done);
+        interrupt::check()
+    });
+    progress.finish();
+    let store = Store::open(folder.path(), audit, &inputs?)?;
+    store.notices().iter().for_each(|text| notice(text));
+    if let (found @ 1.., all) = store.found() {
+        notice(&format!("{found} of {all} answers are there already"));
+    }
+    Ok(store)
+}
+
+/// Compares the weights of every unlearned checkpoint with the target's, showing how far it is.
+fn survival(plan: &Plan) -> (Vec<Survival>, u64) {
+    let mut progress = Progress::new("million weights");
+    let mut current = String::new();
+    let found = measure_survival(plan, &mut |name, done, total| {
+        let [done, total] =
+            [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
+        if current != name {
+            name.clone_into(&mut current);
+            progress.part(&format!("weights of {name}"), 0, total);
+        }
+        progress.done(done);
+    });
+    progress.finish();
+    found
+}
+
+fn text(report: &Report, title: &str, style: Style) -> String {
+    let device = &report.device;
+    format!(
+        "{title}Device: {} ({}, {})\n\n{}",
+        device.name,
+        device.backend,
+        device.kind,
+        report_text(report, style)
+    )
+}
+
+/// Makes reports of findings.
+struct Record<'a> {
+    asked: &'a Asked,
+    folder: Option<&'a Folder>,
+    device: &'a Device,
+    arms: &'a Arms<'a>,
+    relabel: &'a dyn Fn(&mut Report),
+}
+
+impl Record<'_> {
+    fn report(&self, findings: &Findings) -> Result<Report> {
+        let mut report = Report::new(findings, &self.device.info());
+        report.kernels = self.device.kernels();
+        (report.gpu_seconds, report.gpu_timed_dispatches) = self.device.seconds();
+        report.memory = self.arms.record();
+        (self.relabel)(&mut report);
+        if let Some(folder) = self.folder {
+            folder.save_session(&report)?;
+            folder.add_sessions(&mut report);
+        }
+        Ok(report)
+    }
+
+    /// Writes the files that are asked for, as far as there is nothing better there.
+    fn begin(&self, findings: &Findings) -> Result<()> {
+        let report = self.report(findings)?;
+        if let Some(folder) = self.folder.filter(|folder| !folder.has_report()) {
+            folder.save(&report)?;
+        }
+        self.save_others(&report)
+    }
+
+    /// Writes all files.
+    fn save(&self, findings: &Findings) -> Result<Report> {
+        let report = self.report(findings)?;
+        if let Some(folder) = self.folder {
+            folder.save(&report)?;
+        }
+        self.save_others(&report)?;
+        Ok(report)
+    }
+
+    /// Writes what is asked for by name.
+    fn save_others(&self, report: &Report) -> Result<()> {
+        self.asked.output.save(|| report)?;
+        self.asked.html.as_deref().map_or(Ok(()), |path: &Path| write(path, &report_html(report)))
+    }
+}
+
+/// Shows how far the run is and keeps the report's file up to date, so that even a run that is killed leaves what it
+/// measured.
+struct Watching<'a> {
+    record: &'a Record<'a>,
+    progress: Progress,
+}
+
+impl Watch for Watching<'_> {
+    fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize) {
+        let name = |arm: &ArmInfo<'_>| format!("{} {}", arm.model.name, arm.precision);
+        let label = match arms {
+            [] => String::new(),
+            [arm] => format!("[{}/{total}] {}", first + 1, name(arm)),
+            [one, .., last] => {
+                format!("[{}-{}/{total}] {} to {}", first + 1, first + arms.len(), name(one), name(last))
+            }
+        };
+        self.progress.part(&label, first * tasks, total * tasks);
+    }
+
+    fn answered(&mut self, done: usize) {
+        self.progress.done(done);
+    }
+
+    fn smaller(&mut self, error: &Error) {
+        notice(&format!("{error}; trying again with batches of half the size"));
+    }
+
+    fn measured(&mut self, findings: &Findings) -> Result<()> {
+        self.progress.part_done();
+        self.record.save(findings).map(drop)
+    }
+}
