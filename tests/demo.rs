@@ -137,6 +137,7 @@ fn small_updates_are_resurrected_and_large_ones_held() {
                 &values.knowmem_retain_truths,
             ]
             .map(Into::into),
+            texts: Default::default(),
         }
     };
     let arms =
@@ -145,6 +146,7 @@ fn small_updates_are_resurrected_and_large_ones_held() {
         arms: arms.map(|(model, precision)| measure(model, precision)).collect(),
         plan: plan.clone(),
         truncated: 0,
+        questions: Default::default(),
         apart: Vec::new(),
         stopped: None,
         survival: Vec::new(),

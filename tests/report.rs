@@ -113,6 +113,8 @@ pub(crate) fn findings() -> Findings {
                 };
                 [truth.clone(), truth].as_slice().into()
             }),
+            texts: [3, 4, 5]
+                .map(|n| (0..n).map(|sample| format!("model {model} says w{sample} <b>")).collect()),
         }
     };
     let arms = (0..4).flat_map(|model| (0..3).map(move |place| (model, place)));
@@ -128,7 +130,10 @@ pub(crate) fn findings() -> Findings {
     });
     let survival = survival.collect();
     let apart = apart();
-    Findings { plan, arms, truncated: 0, apart, stopped: None, survival, codes_disk_bytes: 77, counters }
+    let question = |sample: usize| (format!("what is {sample}?"), format!("w{sample} says model"));
+    let questions = [3, 4, 5].map(|n| (0..n).map(question).collect());
+    let (stopped, truncated, codes_disk_bytes) = (None, 0, 77);
+    Findings { plan, arms, truncated, questions, apart, stopped, survival, codes_disk_bytes, counters }
 }
 
 fn report(findings: &Findings) -> Report {

@@ -227,6 +227,35 @@ fn what_is_missing_gets_a_sentence() {
 }
 
 #[test]
+fn what_every_arm_said_is_on_the_page() {
+    let mut record = record();
+    let samples = record["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 3 + 4 + 5);
+    let answer = json!({"text": "model 1 says w0 <b>", "score": 100.0});
+    assert_eq!(
+        (&samples[0]["prompt"], &samples[0]["answers"][3]["text"]),
+        (&json!("what is 0?"), &answer["text"])
+    );
+    // The unlearned model knows nothing at full precision, and a word of it again at int4.
+    record["samples"][0]["answers"][3]["text"] = json!("no idea");
+    record["samples"][0]["answers"][5]["text"] = json!("it may be W0!");
+    let text = page(record.clone());
+    check(&text);
+    let section = between(&text, "<section id=\"samples\"", "</section>")[0];
+    assert!(
+        section.contains("VerbMem, forget set: 3 prompts") && section.contains("KnowMem retain: 5 prompts")
+    );
+    assert!(section.contains("it may be <mark>W0</mark>!"), "{section}");
+    assert!(
+        section.contains("says <u>w1</u> &#60;b&#62;") || section.contains("says w1 &#60;b&#62;"),
+        "{section}"
+    );
+    assert!(!section.contains("<b>"));
+    record["samples"] = json!([]);
+    assert!(page(record).contains("--no-samples"));
+}
+
+#[test]
 fn series_become_curves() {
     let mut record = record();
     let points = json!([{"value": 20.0, "ci95": [15.0, 25.0]}, {"value": null, "reason": "too short"}, {"value": 60.0}]);

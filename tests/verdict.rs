@@ -60,12 +60,14 @@ fn findings(case: Case, n: usize) -> Findings {
             knowmem_retain: metric(retain, 2),
             auc: Auc { value: Measured::Value(0.5), asked: 2, forget: vec![1.0], holdout: vec![1.0] },
             truths: [(); 3].map(|()| [].as_slice().into()),
+            texts: Default::default(),
         }
     };
     Findings {
         plan: plan.unwrap(),
         arms: arms.map(arm).collect(),
         truncated: 0,
+        questions: Default::default(),
         apart: Vec::new(),
         stopped: None,
         survival: Vec::new(),

@@ -88,6 +88,8 @@ pub struct ArmResult {
     pub auc: Auc,
     /// How well the true answers are known: VerbMem's forget set, KnowMem's forget and retain set.
     pub truths: [Truths; 3],
+    /// What it said, as it was scored, in the order of the files: the same three sets.
+    pub texts: [Vec<String>; 3],
 }
 
 /// How well an arm knows the true answers of a set, led along them token by token.
@@ -190,6 +192,9 @@ pub struct Findings {
     pub arms: Vec<ArmResult>,
     /// Prompts that had to be cut to the context, in each arm.
     pub truncated: usize,
+    /// What was asked and what the answer should have been, in the order of the files: VerbMem's forget set, KnowMem's forget
+    /// and retain set.
+    pub questions: [Vec<(String, String)>; 3],
     /// What sets pairs of arms apart on the true answers, if they were held against each other.
     pub apart: Vec<Apart>,
     /// Why the run ended before all arms were measured.

@@ -77,6 +77,8 @@ pub struct Request {
     pub doses: Vec<Share>,
     /// Whether the smallest of them that forgets as the model at full precision does is looked for.
     pub choose_dose: bool,
+    /// Whether the report is to be without the questions' texts and the answers.
+    pub no_samples: bool,
     /// How figures are judged.
     pub criteria: Criteria,
 }
@@ -91,6 +93,8 @@ pub struct Plan {
     pub precisions: Vec<Precision>,
     /// Whether the smallest dose that forgets as the model at full precision does is looked for.
     pub choose_dose: bool,
+    /// Whether the report is without the questions' texts and the answers.
+    pub no_samples: bool,
     /// The data directory.
     pub data: PathBuf,
     /// Most examples of each question set.
@@ -132,6 +136,7 @@ impl Plan {
             series,
             doses,
             choose_dose,
+            no_samples,
             criteria,
         } = request;
         criteria.check()?;
@@ -177,6 +182,7 @@ impl Plan {
             models,
             precisions,
             choose_dose: choose_dose && !doses.is_empty(),
+            no_samples,
             data,
             limit,
             quantize_head,

@@ -213,6 +213,10 @@ impl Audit {
             plan: self.plan.clone(),
             arms: Vec::new(),
             truncated: muse::Metric::ALL.into_iter().map(|metric| self.questions.truncated(metric)).sum(),
+            questions: MEANS.map(|metric| {
+                let both = self.questions.questions(metric);
+                both.map(|(prompt, truth)| (prompt.to_owned(), truth.to_owned())).collect()
+            }),
             apart: Vec::new(),
             stopped: None,
             survival: Vec::new(),
@@ -350,6 +354,12 @@ impl Audit {
                 &values.knowmem_retain_truths,
             ]
             .map(Into::into),
+            texts: [values.verbmem_forget, values.knowmem_forget, values.knowmem_retain]
+                .map(|answers| answers.items.into_iter().map(|answer| answer.text).collect()),
         })
     }
 }
+
+/// The metrics that have answers.
+const MEANS: [muse::Metric; 3] =
+    [muse::Metric::VerbmemForget, muse::Metric::KnowmemForget, muse::Metric::KnowmemRetain];

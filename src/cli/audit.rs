@@ -21,7 +21,7 @@ use crate::quant::Precision;
 pub(super) const PRECISIONS: &str = "fp16,int8,int4-g128";
 
 /// Flags that a plan holds.
-const PLANNED: [&str; 28] = [
+const PLANNED: [&str; 29] = [
     "target",
     "unlearned",
     "series",
@@ -44,6 +44,7 @@ const PLANNED: [&str; 28] = [
     "seed",
     "no_divergence",
     "no_survival",
+    "no_samples",
     "no_tune",
     "retune",
     "vram",

@@ -46,6 +46,10 @@ pub(super) struct JudgeArgs {
     /// Do not read the checkpoints once more to say how much of each update survives
     #[arg(long)]
     no_survival: bool,
+
+    /// Leave the questions and the answers out of the report: they are text that was to be forgotten
+    #[arg(long)]
+    no_samples: bool,
 }
 
 impl JudgeArgs {
@@ -65,6 +69,7 @@ impl JudgeArgs {
         PlanFile {
             divergence: !self.no_divergence,
             survival: !self.no_survival,
+            samples: !self.no_samples,
             fail_on: self.fail_on.clone(),
             criteria: self.criteria().into(),
             ..PlanFile::default()

@@ -61,6 +61,8 @@ pub(super) struct PlanFile {
     pub(super) divergence: bool,
     /// Not `--no-survival`.
     pub(super) survival: bool,
+    /// Not `--no-samples`.
+    pub(super) samples: bool,
     /// `--fail-on`.
     pub(super) fail_on: Vec<OutcomeName>,
     /// How figures are judged.
@@ -89,6 +91,7 @@ impl Default for PlanFile {
             corpus: None,
             divergence: true,
             survival: true,
+            samples: true,
             fail_on: Vec::new(),
             criteria: CriteriaTable::default(),
             device: DeviceTable::default(),
@@ -365,6 +368,7 @@ impl PlanFile {
             precisions: self.precision.iter().map(|name| name.parse()).collect::<Result<Vec<Precision>>>()?,
             doses: self.dose.iter().map(|share| dose(share)).collect::<Result<_>>()?,
             choose_dose: self.choose_dose,
+            no_samples: !self.samples,
             limit: self.limit,
             quantize_head: self.quantize_head,
             tokenizer: self.tokenizer.clone(),

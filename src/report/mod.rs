@@ -10,6 +10,7 @@ pub mod localize;
 mod memory;
 pub mod quantize;
 pub mod repair;
+pub mod samples;
 pub mod schema;
 mod table;
 
@@ -64,6 +65,7 @@ impl Report {
             repairs: repair::repairs(findings, &statistics),
             chosen_doses: repair::chosen(findings, &statistics),
             verdicts: judgement::judged(findings, &statistics),
+            samples: samples::samples(findings),
             series: judgement::series(findings, &statistics),
             kernels: BTreeMap::new(),
             memory: Vec::new(),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::divergence::Divergence;
 use super::judgement::{Control, Estimate, RankCorrelation, Series, Statistics, Survival, Verdict};
 use super::repair::{Chosen, Repair};
+use super::samples::Sample;
 use crate::engine::{Budget, Item, MemoryPlan};
 use crate::model::Residence;
 
@@ -62,6 +63,9 @@ pub struct Report {
     /// By unlearned checkpoint, then precision.
     #[serde(default)]
     pub verdicts: Vec<Verdict>,
+    /// What was asked and what every arm said, by metric, then in the order of the files; absent with `--no-samples`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
     /// Metrics against the steps of each series.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<Series>,

@@ -5,6 +5,7 @@ mod figures;
 mod judged;
 mod ran;
 mod repair;
+mod samples;
 mod svg;
 mod table;
 
@@ -33,6 +34,7 @@ pub fn report_html(report: &Report) -> String {
             figures::series(report),
             judged::privleak(report),
             judged::arms(report),
+            samples::samples(report),
             ran::provenance(report),
         ],
         style: include_str!("templates/style.css"),
@@ -65,6 +67,7 @@ struct Section {
     paragraphs: Vec<String>,
     figures: Vec<Figure>,
     tables: Vec<Table>,
+    samples: Vec<samples::Group>,
     /// Small print under the tables.
     notes: Vec<String>,
 }

@@ -47,6 +47,8 @@ pub(super) struct Group {
     pub(super) tasks: Range<usize>,
     /// What each answer should have been; empty where tasks are scored.
     pub(super) truths: Vec<String>,
+    /// What was asked of each, without the examples before it; empty where tasks are scored.
+    pub(super) prompts: Vec<String>,
     truncated: usize,
 }
 
@@ -116,9 +118,26 @@ impl Prepared {
         groups.map(|group| group.truncated).sum()
     }
 
+    /// What was asked for a metric, and what the answers should have been, in the order of the files; nothing for PrivLeak.
+    /// Of a KnowMem prompt it is the question itself, without the examples before it.
+    pub fn questions(&self, metric: Metric) -> impl Iterator<Item = (&str, &str)> {
+        let mut groups = self.groups.iter();
+        let group = groups.find(move |group| group.metric == metric && group.kind == Kind::Answers);
+        let both = group.into_iter().flat_map(|group| group.prompts.iter().zip(&group.truths));
+        both.map(|(prompt, truth)| (prompt.as_str(), truth.as_str()))
+    }
+
     pub(super) fn groups(&self) -> &[Group] {
         &self.groups
     }
+}
+
+/// What stands after the last blank line but in front of the answer: the question, if the prompt has examples before it.
+fn last_question(prompt: &str) -> &str {
+    let end = prompt.trim_end().len();
+    prompt[..end]
+        .rfind("\n\n")
+        .map_or(prompt, |at| if prompt.contains("Question:") { &prompt[at + 2..] } else { prompt })
 }
 
 struct Builder<'a> {
@@ -147,7 +166,8 @@ impl Builder<'_> {
         }
         let truths = examples.iter().map(|example| truth(&example.truth)).collect::<Result<_>>()?;
         let tasks = start..self.tasks.len();
-        self.groups.push(Group { metric, kind: Kind::Answers, tasks, truths, truncated });
+        let prompts = examples.iter().map(|example| last_question(&example.prompt).to_owned()).collect();
+        self.groups.push(Group { metric, kind: Kind::Answers, tasks, truths, prompts, truncated });
         Ok(())
     }
 
@@ -168,7 +188,15 @@ impl Builder<'_> {
             self.tasks.push(Task { tokens, ask: Ask::Score { from } });
         }
         let tasks = start..self.tasks.len();
-        self.groups.push(Group { metric, kind: Kind::Truths, tasks, truths: Vec::new(), truncated });
+        let none = Vec::new;
+        self.groups.push(Group {
+            metric,
+            kind: Kind::Truths,
+            tasks,
+            truths: none(),
+            prompts: none(),
+            truncated,
+        });
         Ok(())
     }
 
@@ -184,7 +212,8 @@ impl Builder<'_> {
         }
         let tasks = start..self.tasks.len();
         let kind = Kind::Texts(split);
-        self.groups.push(Group { metric, kind, tasks, truths: Vec::new(), truncated });
+        let none = Vec::new;
+        self.groups.push(Group { metric, kind, tasks, truths: none(), prompts: none(), truncated });
         Ok(())
     }
 
