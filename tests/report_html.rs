@@ -169,8 +169,15 @@ fn hostile_text_stays_text() {
 fn what_is_missing_gets_a_sentence() {
     // A record of an older version has none of this.
     let mut old = record();
-    for name in ["statistics", "controls", "divergence", "survival", "survival_rank_correlation", "verdicts"]
-    {
+    for name in [
+        "statistics",
+        "controls",
+        "divergence",
+        "survival",
+        "survival_rank_correlation",
+        "verdicts",
+        "samples",
+    ] {
         old.as_object_mut().unwrap().remove(name);
     }
     for arm in old["arms"].as_array_mut().unwrap() {
@@ -197,6 +204,7 @@ fn what_is_missing_gets_a_sentence() {
             "The record has no scores of the true answers",
             "Neither the target nor a retrained model was measured both",
             "The weights were not compared",
+            "The record holds no questions and answers",
         ] {
             assert!(page.contains(part), "{part} in {page}");
         }

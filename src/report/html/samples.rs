@@ -51,7 +51,9 @@ pub(super) enum Kind {
 /// All samples, folded.
 pub(super) fn samples(report: &Report) -> Section {
     let section = Section::new("samples", "What every arm said");
-    if report.samples.is_empty() {
+    let usable = |sample: &&Sample| !report.arms.is_empty() && sample.answers.len() == report.arms.len();
+    let usable: Vec<_> = report.samples.iter().filter(usable).collect();
+    if usable.is_empty() {
         return section.say(
             "The record holds no questions and answers: it was made with --no-samples, by an older version, or ended before.",
         );
@@ -60,8 +62,7 @@ pub(super) fn samples(report: &Report) -> Section {
         "Words of an answer that are right, in the order of the true answer (as ROUGE-L counts them), are underlined. Those that a \
          quantized unlearned model has and the same model at full precision has not are marked: they came back.",
     );
-    let same = |a: &Sample, b: &Sample| a.metric == b.metric;
-    for samples in report.samples.chunk_by(same) {
+    for samples in usable.chunk_by(|a, b| a.metric == b.metric) {
         let metric = short_metric(&samples[0].metric);
         let set = if samples[0].metric.ends_with("retain") { "" } else { ", forget set" };
         let title = format!("{metric}{set}: {} prompts", samples.len());
