@@ -11,15 +11,15 @@
 //! | room | what it holds |
 //! |---|---|
 //! | [`error`] | typed errors, each with its exit code |
-//! | [`quant`] | schemes: how weights are stored; host encode and decode, the oracle of the GPU's; codes and survival between two checkpoints; kept and stochastic rounding |
+//! | [`quant`] | schemes: how weights are stored; host encode and decode, the oracle of the GPU's; codes and survival between two checkpoints; roundings that keep an update; what a precision is |
 //! | [`metrics`] | pure functions: ROUGE, membership, memorization, recovery, divergence, agreement, bootstrap, permutation tests |
-//! | [`checkpoint`] | what is on disk: config, tensors, tokenizer |
+//! | [`checkpoint`] | what is on disk: config, tensors (also packed ones), tokenizer |
 //! | [`gpu`] | the only place that says `wgpu::Device`: device choice, buffers, shader linking |
-//! | [`kernels`] | one file a kernel: parameters, wrapper, f64 twin, cases |
+//! | [`kernels`] | one file a kernel: parameters, wrapper, twin on the host, cases; matrices packed and rounded on the device |
 //! | [`model`] | the forward pass as a list of kernel calls, for many arms in lockstep, resident or streamed; the same pass on the CPU |
 //! | [`engine`] | tasks in, observations out: memory plan, passes, batching, paged cache, shared prefixes, arms held against each other |
 //! | [`suite`] | MUSE and plain text: files to tasks, observations to metric values |
-//! | [`audit`] | plan to tasks to observations (stored, resumable) to findings to verdicts; logits compared, recovery localized; two checkpoints' weights compared, rounded and written |
+//! | [`audit`] | plan to tasks to observations (stored, resumable) to findings to verdicts; doses and repairs; logits compared, recovery localized; two checkpoints' weights compared, rounded and written |
 //! | [`report`] | the result's schema, as tables, as JSON and as an HTML page |
 //! | [`cli`] | flags or a file to a validated plan; a run's folder |
 //!
