@@ -9,6 +9,7 @@ use super::codes::CodesArgs;
 use super::compare::CompareArgs;
 use super::demo::DemoArgs;
 use super::devices::DevicesArgs;
+use super::export::ExportArgs;
 use super::generate::GenerateArgs;
 use super::localize::LocalizeArgs;
 use super::quantize::QuantizeArgs;
@@ -141,6 +142,19 @@ Examples:
 
 One file that needs nothing else: no network, no script. `undertext audit` and `undertext demo` write it with --html FILE.")]
     Report(ReportArgs),
+
+    /// Write an audit's record as open-unlearning, lm-evaluation-harness or MUSE would, or as CSV
+    #[command(after_help = "\
+Examples:
+  undertext export runs/npo --format open-unlearning           exports/open-unlearning/ARM/MUSE_EVAL.json, ...
+  undertext export runs/npo --format lm-eval --out results      results/ARM/results_TIME.json, samples_*.jsonl
+  undertext export report.json --format muse-csv                name,verbmem_f,privleak,knowmem_f,knowmem_r
+  undertext export report.json --format csv --out figures.csv
+  undertext export report.json --format open-unlearning --summary-only
+
+MUSE_EVAL.json and samples list every answer: they need a run's folder with its observations, and the checkpoints' \
+tokenizers and the data where its plan.toml says they are. No device is needed and no weight is read.")]
+    Export(ExportArgs),
 
     /// List the devices of this machine, best first
     #[command(after_help = "\

@@ -11,6 +11,7 @@ mod compare;
 mod demo;
 mod device;
 mod devices;
+mod export;
 mod folder;
 mod generate;
 mod interrupt;
@@ -56,6 +57,7 @@ where
         args::Command::Localize(args) => localize::run(args),
         args::Command::Quantize(args) => quantize::run(args),
         args::Command::Report(args) => report::run(args),
+        args::Command::Export(args) => export::run(&args),
         args::Command::Devices(args) => devices::run(&args),
     };
     match result {

@@ -3,6 +3,7 @@
 pub mod codes;
 pub mod compare;
 pub mod divergence;
+pub mod export;
 mod html;
 pub mod judgement;
 mod judgement_text;
