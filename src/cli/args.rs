@@ -14,6 +14,7 @@ use super::generate::GenerateArgs;
 use super::localize::LocalizeArgs;
 use super::quantize::QuantizeArgs;
 use super::report::ReportArgs;
+use super::shell::{CompletionsArgs, ManArgs};
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 
@@ -29,8 +30,19 @@ Exit codes:
 
 /// Does quantization bring back what a language model was made to unlearn?
 #[derive(Debug, Parser)]
-#[command(name = "undertext", version, about, after_help = CODES, propagate_version = true)]
+#[command(
+    name = "undertext",
+    version,
+    long_version = env!("UNDERTEXT_LONG_VERSION"),
+    about,
+    after_help = CODES,
+    propagate_version = true
+)]
 pub(super) struct Cli {
+    /// No progress and no notices on stderr; errors, and what --explain asks for, stay
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+
     #[command(subcommand)]
     pub(super) command: Command,
 }
@@ -156,11 +168,27 @@ MUSE_EVAL.json and samples list every answer: they need a run's folder with its 
 tokenizers and the data where its plan.toml says they are. No device is needed and no weight is read.")]
     Export(ExportArgs),
 
+    /// Print a shell's completions
+    #[command(after_help = "\
+Examples:
+  undertext completions bash > ~/.local/share/bash-completion/completions/undertext
+  undertext completions zsh > ~/.zfunc/_undertext
+  undertext completions fish > ~/.config/fish/completions/undertext.fish")]
+    Completions(CompletionsArgs),
+
+    /// Print the manual page
+    #[command(after_help = "\
+Examples:
+  undertext man | man -l -
+  undertext man --out ~/.local/share/man/man1      undertext.1, and a page of each command")]
+    Man(ManArgs),
+
     /// List the devices of this machine, best first
     #[command(after_help = "\
 Examples:
   undertext devices
-  undertext devices --json
+  undertext devices --json              with each device's limits
+  undertext devices --measure           what each can do: GFLOP/s and GB/s
   undertext devices --device vulkan     which one that is, and whether it opens")]
     Devices(DevicesArgs),
 }

@@ -25,6 +25,7 @@ mod progress;
 mod quantize;
 mod report;
 mod session;
+mod shell;
 
 use std::ffi::OsString;
 
@@ -48,6 +49,7 @@ where
             return if asked { 0 } else { 2 };
         }
     };
+    output::set_quiet(cli.quiet);
     let result = match cli.command {
         args::Command::Audit(args) => audit::run(*args),
         args::Command::Demo(args) => demo::run(&args),
@@ -58,6 +60,8 @@ where
         args::Command::Quantize(args) => quantize::run(args),
         args::Command::Report(args) => report::run(args),
         args::Command::Export(args) => export::run(&args),
+        args::Command::Completions(args) => shell::completions(&args),
+        args::Command::Man(args) => shell::man(&args),
         args::Command::Devices(args) => devices::run(&args),
     };
     match result {

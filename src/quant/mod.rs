@@ -16,7 +16,7 @@ pub mod table;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 
 pub use change::{Change, Steps, change};
 pub use codec::{decode, encode};
@@ -154,7 +154,11 @@ impl FromStr for Scheme {
         Self::ALL.into_iter().find(|scheme| scheme.name() == text).ok_or_else(|| Error::Flag {
             flag: "scheme",
             found: text.to_owned(),
-            expected: format!("one of {}", Self::ALL.map(Self::name).join(", ")),
+            expected: format!(
+                "one of {}{}",
+                Self::ALL.map(Self::name).join(", "),
+                did_you_mean(text, Self::ALL.map(Self::name))
+            ),
         })
     }
 }
@@ -271,7 +275,11 @@ impl FromStr for Precision {
                 Error::Flag {
                     flag: "--precision",
                     found: text.to_owned(),
-                    expected: format!("one of fp16, int4, {}", names.join(", ")),
+                    expected: format!(
+                        "one of fp16, int4, {}{}",
+                        names.join(", "),
+                        did_you_mean(text, ["fp16", "int4"].into_iter().chain(names.iter().copied()))
+                    ),
                 }
             }),
         }

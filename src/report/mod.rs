@@ -213,6 +213,18 @@ impl From<Counters> for schema::Counters {
     }
 }
 
+impl From<&DeviceInfo> for schema::ListedDevice {
+    fn from(info: &DeviceInfo) -> Self {
+        let limits = schema::Limits {
+            max_binding_bytes: info.max_binding_bytes,
+            max_buffer_bytes: info.max_buffer_bytes,
+            workgroup_memory_bytes: info.workgroup_memory_bytes,
+            workgroup_lanes: info.workgroup_lanes,
+        };
+        Self { device: info.into(), limits: info.index.is_some().then_some(limits), measured: None }
+    }
+}
+
 impl From<&DeviceInfo> for schema::Device {
     fn from(info: &DeviceInfo) -> Self {
         Self {

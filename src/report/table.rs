@@ -104,10 +104,16 @@ pub(super) fn short_metric(metric: &str) -> &str {
 /// The adapters of this machine.
 #[must_use]
 pub fn devices_text(devices: &Devices, style: Style) -> String {
-    let header = ["index", "name", "backend", "type", "driver", "f16", "subgroups"];
-    let mut table = table(style, &header.map(str::to_owned), header.len());
-    for device in &devices.devices {
-        let Device { index, name, backend, kind, driver, f16, subgroups: [least, most] } = device;
+    let mut header =
+        ["index", "name", "backend", "type", "driver", "f16", "subgroups"].map(str::to_owned).to_vec();
+    let texts = header.len();
+    let measured = devices.devices.iter().any(|listed| listed.measured.is_some());
+    if measured {
+        header.extend(["GFLOP/s", "read GB/s", "copy GB/s"].map(str::to_owned));
+    }
+    let mut table = table(style, &header, texts);
+    for listed in &devices.devices {
+        let Device { index, name, backend, kind, driver, f16, subgroups: [least, most] } = &listed.device;
         let subgroups = match (least, most) {
             (0, 0) => "no".to_owned(),
             (least, most) if least == most => least.to_string(),
@@ -115,8 +121,12 @@ pub fn devices_text(devices: &Devices, style: Style) -> String {
         };
         let index = index.map_or_else(|| "cpu".to_owned(), |index| index.to_string());
         let f16 = if *f16 { "yes" } else { "no" };
-        let row = [&index, name, backend, kind, driver, f16, &subgroups].map(str::to_owned);
-        add(&mut table, &row, header.len());
+        let mut row = [&index, name, backend, kind, driver, f16, &subgroups].map(str::to_owned).to_vec();
+        if measured {
+            let peaks = listed.measured.as_ref().map(|m| [m.gflops, m.read_gb_per_s, m.copy_gb_per_s]);
+            row.extend([0, 1, 2].map(|place| number(peaks.map(|peaks| peaks[place]))));
+        }
+        add(&mut table, &row, texts);
     }
     format!("{}\n", table.trim_fmt())
 }

@@ -55,7 +55,7 @@ pub(super) fn files(export: &Export<'_>) -> Result<Vec<ExportFile>> {
                 files.push(ExportFile { path, text: lines });
             }
         }
-        let results = results(export, arm, &tasks, hashes);
+        let results = results(export, arm, &tasks, &hashes);
         let text = format!("{results:#}");
         files.push(ExportFile { path: folder.join(format!("results_{time}.json")), text });
     }
@@ -84,7 +84,7 @@ fn tasks<'a>(arm: &'a Arm, values: Option<&'a MuseValues>) -> [Task<'a>; 3] {
     ]
 }
 
-fn results(export: &Export<'_>, arm: &Arm, tasks: &[Task<'_>], hashes: Map<String, Value>) -> Value {
+fn results(export: &Export<'_>, arm: &Arm, tasks: &[Task<'_>], hashes: &Map<String, Value>) -> Value {
     let report = export.report;
     let [mut results, mut versions, mut better, mut counts, mut configs, mut subtasks, mut intervals] =
         std::array::from_fn(|_| Map::new());
@@ -237,10 +237,10 @@ fn lines(task: &Task<'_>, prompts: &[String]) -> Option<(String, String)> {
     Some(file(items.map(|(index, (answer, prompt))| {
         let mut sample = sample(
             index,
-            json!({"answer": answer.truth, "prompt": prompt}),
+            &json!({"answer": answer.truth, "prompt": prompt}),
             &answer.truth,
             (prompt, Some(task.tokens)),
-            json!(answer.text),
+            &json!(answer.text),
         );
         let mut metrics = vec![("rougeL", Some(answer.rouge_l_f))];
         if let Some(truth) = truths.get(index) {
@@ -262,7 +262,7 @@ fn texts(values: &MuseValues, prompts: &[String]) -> (String, String) {
         splits.into_iter().flat_map(|(split, scores)| scores.iter().map(move |score| (split, score)));
     file(scores.zip(prompts).enumerate().map(|(index, ((split, min_k), text))| {
         let doc = json!({"split": split, "text": text});
-        let mut sample = sample(index, doc, split, (text, None), json!(min_k.value()));
+        let mut sample = sample(index, &doc, split, (text, None), &json!(min_k.value()));
         let metric = format!("min_{PRIVLEAK_PERCENT}");
         score(&mut sample, &[(&metric, min_k.value())]);
         sample
@@ -271,10 +271,10 @@ fn texts(values: &MuseValues, prompts: &[String]) -> (String, String) {
 
 fn sample(
     index: usize,
-    doc: Value,
+    doc: &Value,
     target: &str,
     input: (&str, Option<usize>),
-    response: Value,
+    response: &Value,
 ) -> Map<String, Value> {
     let (prompt, tokens) = input;
     let mut arguments = json!({"arg_0": prompt});
