@@ -8,7 +8,8 @@ use super::output::{Output, notice};
 use crate::error::Result;
 use crate::gpu::{self, DeviceChoice, DeviceInfo, Gpu, Tuning};
 use crate::kernels::peak;
-use crate::report::{devices_text, schema};
+use crate::report::devices::{ListedDevice, Measured};
+use crate::report::{Devices, devices_text};
 
 #[derive(Debug, Args)]
 pub(super) struct DevicesArgs {
@@ -44,20 +45,20 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
             }
             Some(Err(error)) => return Err(error),
         };
-        devices.push(schema::ListedDevice { measured, ..info.into() });
+        devices.push(ListedDevice { measured, ..info.into() });
     }
-    let devices = schema::Devices { devices };
+    let devices = Devices { devices };
     output.emit(&devices, |style| devices_text(&devices, style))
 }
 
 /// What a device can do; nothing is known of the CPU pass.
-fn measure(info: &DeviceInfo) -> Result<Option<schema::Measured>> {
+fn measure(info: &DeviceInfo) -> Result<Option<Measured>> {
     let Some(index) = info.index else {
         notice("only adapters are measured, not the CPU pass");
         return Ok(None);
     };
     let peaks = peak::measure(&Gpu::open(&DeviceChoice::Index(index))?)?;
-    Ok(Some(schema::Measured {
+    Ok(Some(Measured {
         gflops: peaks.flops * 1e-9,
         read_gb_per_s: peaks.read * 1e-9,
         copy_gb_per_s: peaks.copy * 1e-9,

@@ -2,6 +2,7 @@
 
 pub mod codes;
 pub mod compare;
+pub mod devices;
 pub mod divergence;
 pub mod export;
 mod html;
@@ -15,12 +16,13 @@ mod table;
 
 pub use codes::codes_text;
 pub use compare::{Comparisons, compare_text};
+pub use devices::{Devices, devices_text};
 pub use html::report_html;
 pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
 pub use quantize::quantize_text;
 pub use schema::Report;
-pub use table::{Style, devices_text, report_text};
+pub use table::{Style, report_text};
 
 use std::collections::BTreeMap;
 
@@ -210,18 +212,6 @@ impl From<Counters> for schema::Counters {
             peak_host_bytes: peak_host_bytes(),
             seconds,
         }
-    }
-}
-
-impl From<&DeviceInfo> for schema::ListedDevice {
-    fn from(info: &DeviceInfo) -> Self {
-        let limits = schema::Limits {
-            max_binding_bytes: info.max_binding_bytes,
-            max_buffer_bytes: info.max_buffer_bytes,
-            workgroup_memory_bytes: info.workgroup_memory_bytes,
-            workgroup_lanes: info.workgroup_lanes,
-        };
-        Self { device: info.into(), limits: info.index.is_some().then_some(limits), measured: None }
     }
 }
 

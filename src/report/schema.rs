@@ -445,51 +445,6 @@ pub struct Seconds {
     pub generate: f64,
 }
 
-/// What `undertext devices --json` prints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Devices {
-    /// Best first; without the CPU pass, which is always there.
-    pub devices: Vec<ListedDevice>,
-}
-
-/// A device of a list.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ListedDevice {
-    /// What it is.
-    #[serde(flatten)]
-    pub device: Device,
-    /// What kernels may ask of it; absent for the CPU pass.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limits: Option<Limits>,
-    /// What it can do; absent unless it was measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub measured: Option<Measured>,
-}
-
-/// What kernels may ask of a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Limits {
-    /// Largest buffer range that a kernel can see, in bytes.
-    pub max_binding_bytes: u64,
-    /// Largest buffer, in bytes.
-    pub max_buffer_bytes: u64,
-    /// Memory that a workgroup shares, in bytes.
-    pub workgroup_memory_bytes: u64,
-    /// Lanes of a workgroup.
-    pub workgroup_lanes: u32,
-}
-
-/// What a device can do at most, through WGSL.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Measured {
-    /// 1e9 operations of fused multiply-adds in f32 in a second, two each.
-    pub gflops: f64,
-    /// 1e9 bytes read from storage buffers in a second.
-    pub read_gb_per_s: f64,
-    /// 1e9 bytes read and written in a second by a copy: twice the bytes of the buffer.
-    pub copy_gb_per_s: f64,
-}
-
 /// What `undertext generate --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Generated {

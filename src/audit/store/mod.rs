@@ -143,7 +143,7 @@ impl Store {
     }
 
     /// Reads what a run in `folder` has stored, by the inputs that it wrote down: checkpoints are not read again, and nothing
-    /// is written unless [`Self::keep`] is called.
+    /// is written until an answer is kept.
     ///
     /// # Errors
     ///

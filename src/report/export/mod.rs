@@ -80,7 +80,7 @@ pub struct Export<'a> {
     pub written: f64,
     /// What the arms answered, if that is known.
     pub samples: Option<&'a Samples>,
-    /// Leave out what needs [`Self::samples`].
+    /// Leave out what needs the answers, even if they are known.
     pub summary_only: bool,
 }
 
