@@ -53,6 +53,21 @@ fn git(arguments: &[&str]) -> Option<String> {
     output.status.success().then(|| text.trim().to_owned())
 }
 
+/// The version of a dependency in `Cargo.lock`.
+fn locked(package: &str) -> Option<String> {
+    let lock = std::fs::read_to_string("Cargo.lock").ok()?.replace('\r', "");
+    let (_, after) = lock.split_once(&format!("name = \"{package}\"\nversion = \""))?;
+    after.split('"').next().map(str::to_owned)
+}
+
+/// What `--version` says: the program's version, its commit if there is one, and wgpu's version.
+fn version(commit: Option<&str>) {
+    let version = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
+    let commit = commit.map_or_else(|| "of no commit".to_owned(), |commit| format!("commit {commit}"));
+    let wgpu = locked("wgpu").unwrap_or_else(|| "of unknown version".to_owned());
+    println!("cargo:rustc-env=UNDERTEXT_LONG_VERSION={version} ({commit}, wgpu {wgpu})");
+}
+
 fn main() {
     // Whatever the program is made of; and the log of HEAD, which grows with every commit.
     for path in ["src", "shaders", "assets/demo", "Cargo.toml", "Cargo.lock"] {
@@ -61,11 +76,14 @@ fn main() {
     println!("cargo:rustc-env=UNDERTEXT_ENGINE={}", engine());
     // A package that was unpacked inside somebody else's repository is none of its commits.
     let ours = git(&["ls-files", "src/build.rs"]).is_some_and(|listed| !listed.is_empty());
-    let Some(commit) = ours.then(|| git(&["rev-parse", "HEAD"])).flatten() else { return };
+    let Some(commit) = ours.then(|| git(&["rev-parse", "HEAD"])).flatten() else { return version(None) };
     println!("cargo:rustc-env=UNDERTEXT_COMMIT={commit}");
-    if let Some(changes) = git(&["status", "--porcelain", "--untracked-files=no"]) {
-        println!("cargo:rustc-env=UNDERTEXT_DIRTY={}", !changes.is_empty());
+    let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).map(|changes| !changes.is_empty());
+    if let Some(dirty) = dirty {
+        println!("cargo:rustc-env=UNDERTEXT_DIRTY={dirty}");
     }
+    let changed = if dirty == Some(true) { " and changes" } else { "" };
+    version(Some(&format!("{commit}{changed}")));
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
         && Path::new(&log).exists()
     {

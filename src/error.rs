@@ -356,3 +356,41 @@ impl Error {
         move |source| Self::Write { path, source }
     }
 }
+
+/// `; did you mean NAME?` if one of the names is nearly `text`, whatever the case, or begins with it; otherwise nothing.
+pub(crate) fn did_you_mean<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    let text = text.trim().to_lowercase();
+    let length = text.chars().count();
+    let near = names.into_iter().filter_map(|name| {
+        let lower = name.to_lowercase();
+        let edits = strsim::damerau_levenshtein(&text, &lower);
+        // A beginning before one slip in three characters; of equally near names the first counts.
+        let begins = length > 1 && lower.starts_with(&text);
+        (begins || 3 * edits <= length && length > 0).then_some(((!begins, edits), name))
+    });
+    near.min_by_key(|(order, _)| *order)
+        .map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::did_you_mean;
+
+    #[test]
+    fn near_misses_are_named_and_others_are_not() {
+        let names = ["fp16", "int4", "int8", "int4-g32", "int4-g128", "nf4-b64"];
+        for (text, meant) in [
+            ("int4-128", "int4-g128"),
+            ("INT8", "int8"),
+            ("itn8", "int8"),
+            ("nf4", "nf4-b64"),
+            ("fp61", "fp16"),
+            ("int4-g12", "int4-g128"),
+        ] {
+            assert_eq!(did_you_mean(text, names), format!("; did you mean {meant}?"), "{text}");
+        }
+        for text in ["", "q", "gguf", "bfloat16", "int16x2"] {
+            assert_eq!(did_you_mean(text, names), "", "{text}");
+        }
+    }
+}

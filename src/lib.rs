@@ -20,7 +20,7 @@
 //! | [`engine`] | tasks in, observations out: memory plan, passes, batching, paged cache, shared prefixes, arms held against each other |
 //! | [`suite`] | MUSE and plain text: files to tasks, observations to metric values |
 //! | [`audit`] | plan to tasks to observations (stored, resumable) to findings to verdicts; doses and repairs; logits compared, recovery localized; two checkpoints' weights compared, rounded and written |
-//! | [`report`] | the result's schema, as tables, as JSON and as an HTML page |
+//! | [`report`] | the result's schema, as tables, as JSON, as an HTML page and as other tools' files |
 //! | [`cli`] | flags or a file to a validated plan; a run's folder |
 //!
 //! # Letters

@@ -55,6 +55,9 @@ fn help_has_examples_and_exit_codes() {
         ("codes --help", "undertext codes models/target models/npo --schemes int4,nf4-b64"),
         ("quantize --help", "undertext quantize models/npo --scheme int4 --keep-from models/target"),
         ("devices --help", "undertext devices --json"),
+        ("export --help", "undertext export report.json --format csv"),
+        ("completions --help", "undertext completions bash"),
+        ("man --help", "undertext man --out"),
     ] {
         let output = undertext(&family, line);
         assert!(good(&output).contains(part), "{line}: {}", stdout(&output));
@@ -104,6 +107,94 @@ fn wrong_usage_is_code_2_with_nothing_on_stdout() {
 }
 
 #[test]
+fn near_misses_are_named() {
+    let family = family();
+    for (line, code, part) in [
+        (&*format!("{AUDIT} --precision int4-128"), 2, "did you mean int4-g128?"),
+        (&format!("{AUDIT} --fail-on resurected"), 2, "'resurrected'"),
+        ("codes $/target $/npo --schemes nf4", 2, "did you mean nf4-b64?"),
+        ("generate $/target@INT8 --prompt x --device cpu", 2, "did you mean int8?"),
+        ("devices --device vulcan", 4, "did you mean vulkan?"),
+        ("devcies", 2, "'devices'"),
+        ("devices --mesure", 2, "'--measure'"),
+    ] {
+        let output = undertext(&family, line);
+        assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{line}: {}", stderr(&output));
+    }
+    let output = undertext(&family, "devices --device no-such-device");
+    assert!(!stderr(&output).contains("did you mean"), "{}", stderr(&output));
+}
+
+#[test]
+fn versions_name_commit_and_wgpu() {
+    let family = Family::new(&[]);
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(good(&undertext(&family, "-V")), format!("undertext {version}\n"));
+    let output = undertext(&family, "--version");
+    let long = good(&output);
+    assert!(long.starts_with(&format!("undertext {version} (")) && long.lines().count() == 1, "{long}");
+    let lock = include_str!("../Cargo.lock").replace('\r', "");
+    let mut packages = lock.split("[[package]]\n");
+    let wgpu = packages.find_map(|package| package.strip_prefix("name = \"wgpu\"\nversion = \"")).unwrap();
+    let wgpu = wgpu.split('"').next().unwrap();
+    assert!(long.contains(&format!("wgpu {wgpu})")), "{long}");
+    // The commit that records name.
+    let program = serde_json::to_value(undertext::report::schema::Program::this()).unwrap();
+    let commit =
+        program["commit"].as_str().map_or("of no commit".to_owned(), |hash| format!("commit {hash}"));
+    assert!(long.contains(&commit), "{commit} in {long}");
+}
+
+#[test]
+fn completions_are_scripts() {
+    let family = Family::new(&[]);
+    for (shell, part) in
+        [("bash", "complete -F"), ("zsh", "#compdef undertext"), ("fish", "complete -c undertext")]
+    {
+        let output = undertext(&family, &format!("completions {shell}"));
+        let script = good(&output);
+        assert!(script.contains(part) && script.contains("fail-on"), "{shell}");
+        let there = || std::process::Command::new("bash").args(["-c", ":"]).status().is_ok();
+        if shell == "bash" && there() {
+            let path = family.path("completions.bash");
+            std::fs::write(&path, script).unwrap();
+            let checked = std::process::Command::new("bash").arg("-n").arg(&path).output().unwrap();
+            assert!(checked.status.success(), "{}", stderr(&checked));
+        }
+    }
+    assert_eq!(undertext(&family, "completions tcsh").status.code(), Some(2));
+}
+
+#[test]
+fn manual_pages_are_roff() {
+    let family = Family::new(&[]);
+    let output = undertext(&family, "man");
+    let page = good(&output);
+    assert!(page.contains(".TH undertext 1") && page.contains("interrupted"), "{page}");
+    assert_eq!(good(&undertext(&family, "man --out pages")), "pages\n");
+    for name in ["undertext", "undertext-audit", "undertext-export", "undertext-devices"] {
+        let page = std::fs::read_to_string(family.path("pages").join(format!("{name}.1"))).unwrap();
+        assert!(page.contains(&format!(".TH {name} 1")), "{name}: {page}");
+    }
+    std::fs::write(family.path("file"), "").unwrap();
+    one_line(&undertext(&family, "man --out file"), 1, &["cannot write", "file"]);
+}
+
+#[test]
+fn quiet_is_quiet_but_for_errors() {
+    let family = family();
+    let line = format!("{AUDIT} --limit 1 --precision int8 --resamples 100 --no-survival --out run");
+    let output = undertext(&family, &format!("{line} --quiet"));
+    assert!(good(&output).contains("KnowMem") && stderr(&output).is_empty(), "{}", stderr(&output));
+    // The run's log has it all the same.
+    let log = std::fs::read_to_string(family.path("run/run.log")).unwrap();
+    assert!(log.contains("note: fp16 is added") && log.contains("[1-6/6] target fp16"), "{log}");
+    let output = undertext(&family, "-q generate $/nothing --prompt x --device cpu");
+    one_line(&output, 3, &["nothing"]);
+}
+
+#[test]
 fn devices_are_listed_as_json() {
     let family = Family::new(&[]);
     let value = json_of(&undertext(&family, "devices --json"));
@@ -113,13 +204,39 @@ fn devices_are_listed_as_json() {
             assert!(device[name].is_string(), "{name} in {device}");
         }
         assert!(device["f16"].is_boolean() && device["subgroups"].as_array().unwrap().len() == 2, "{device}");
+        for name in ["max_binding_bytes", "max_buffer_bytes", "workgroup_memory_bytes", "workgroup_lanes"] {
+            assert!(device["limits"][name].as_u64().unwrap() >= 64, "{name} in {device}");
+        }
+        assert!(device.get("measured").is_none(), "{device}");
     }
     let cpu = json_of(&undertext(&family, "devices --device cpu --json"));
     assert_eq!(cpu["devices"][0]["type"], "cpu");
+    assert!(cpu["devices"][0].get("limits").is_none(), "{cpu}");
     let output = undertext(&family, "devices --device no-such-device");
     assert_eq!(output.status.code(), Some(4));
     assert!(stderr(&output).contains("error: no usable device"), "{}", stderr(&output));
     assert!(stderr(&output).contains("no-such-device"));
+}
+
+#[test]
+fn devices_are_measured_if_asked() {
+    let family = Family::new(&[]);
+    let output = undertext(&family, "devices --measure --device cpu");
+    assert!(!good(&output).contains("GFLOP/s"), "{}", stdout(&output));
+    assert!(stderr(&output).contains("not the CPU pass"), "{}", stderr(&output));
+    let Some(gpu) = crate::adapters::all().first() else { return };
+    let line = format!("devices --measure --device {}", gpu.info().index.unwrap());
+    let value = json_of(&undertext(&family, &format!("{line} --json")));
+    for name in ["gflops", "read_gb_per_s", "copy_gb_per_s"] {
+        let figure = value["devices"][0]["measured"][name].as_f64().unwrap();
+        assert!(figure.is_finite() && figure > 0.0, "{name} is {figure}");
+    }
+    let output = undertext(&family, &line);
+    assert!(
+        good(&output).contains("GFLOP/s") && stdout(&output).contains("copy GB/s"),
+        "{}",
+        stdout(&output)
+    );
 }
 
 #[test]

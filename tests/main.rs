@@ -15,6 +15,7 @@ mod codes;
 mod compare;
 mod demo;
 mod engine;
+mod export;
 mod family;
 mod golden;
 mod keep;

@@ -189,6 +189,11 @@ impl Audit {
         self.questions.tasks()
     }
 
+    /// What every arm is asked, and how it is scored.
+    pub(super) fn questions(&self) -> &Prepared {
+        &self.questions
+    }
+
     /// The name of a task's metric.
     pub(super) fn metric(&self, task: usize) -> &'static str {
         self.questions.metric(task).map_or("", muse::Metric::name)

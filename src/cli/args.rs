@@ -9,10 +9,12 @@ use super::codes::CodesArgs;
 use super::compare::CompareArgs;
 use super::demo::DemoArgs;
 use super::devices::DevicesArgs;
+use super::export::ExportArgs;
 use super::generate::GenerateArgs;
 use super::localize::LocalizeArgs;
 use super::quantize::QuantizeArgs;
 use super::report::ReportArgs;
+use super::shell::{CompletionsArgs, ManArgs};
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 
@@ -28,8 +30,19 @@ Exit codes:
 
 /// Does quantization bring back what a language model was made to unlearn?
 #[derive(Debug, Parser)]
-#[command(name = "undertext", version, about, after_help = CODES, propagate_version = true)]
+#[command(
+    name = "undertext",
+    version,
+    long_version = env!("UNDERTEXT_LONG_VERSION"),
+    about,
+    after_help = CODES,
+    propagate_version = true
+)]
 pub(super) struct Cli {
+    /// No progress and no notices on stderr; errors, and what --explain asks for, stay
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+
     #[command(subcommand)]
     pub(super) command: Command,
 }
@@ -150,11 +163,40 @@ Examples:
 One file that needs nothing else: no network, no script. `undertext audit` and `undertext demo` write it with --html FILE.")]
     Report(ReportArgs),
 
+    /// Write an audit's record as open-unlearning, lm-evaluation-harness or MUSE would, or as CSV
+    #[command(after_help = "\
+Examples:
+  undertext export runs/npo --format open-unlearning           exports/open-unlearning/ARM/MUSE_EVAL.json, ...
+  undertext export runs/npo --format lm-eval --out results      results/ARM/results_TIME.json, samples_*.jsonl
+  undertext export report.json --format muse-csv                name,verbmem_f,privleak,knowmem_f,knowmem_r
+  undertext export report.json --format csv --out figures.csv
+  undertext export report.json --format open-unlearning --summary-only
+
+MUSE_EVAL.json and samples list every answer: they need a run's folder with its observations, and the checkpoints' \
+tokenizers and the data where its plan.toml says they are. No device is needed and no weight is read.")]
+    Export(ExportArgs),
+
+    /// Print a shell's completions
+    #[command(after_help = "\
+Examples:
+  undertext completions bash > ~/.local/share/bash-completion/completions/undertext
+  undertext completions zsh > ~/.zfunc/_undertext
+  undertext completions fish > ~/.config/fish/completions/undertext.fish")]
+    Completions(CompletionsArgs),
+
+    /// Print the manual page
+    #[command(after_help = "\
+Examples:
+  undertext man | man -l -
+  undertext man --out ~/.local/share/man/man1      undertext.1, and a page of each command")]
+    Man(ManArgs),
+
     /// List the devices of this machine, best first
     #[command(after_help = "\
 Examples:
   undertext devices
-  undertext devices --json
+  undertext devices --json              with each device's limits
+  undertext devices --measure           what each can do: GFLOP/s and GB/s
   undertext devices --device vulkan     which one that is, and whether it opens")]
     Devices(DevicesArgs),
 }

@@ -11,6 +11,7 @@ mod compare;
 mod demo;
 mod device;
 mod devices;
+mod export;
 mod folder;
 mod generate;
 mod interrupt;
@@ -25,6 +26,7 @@ mod quantize;
 mod repair;
 mod report;
 mod session;
+mod shell;
 
 use std::ffi::OsString;
 
@@ -48,6 +50,7 @@ where
             return if asked { 0 } else { 2 };
         }
     };
+    output::set_quiet(cli.quiet);
     let result = match cli.command {
         args::Command::Audit(args) => audit::run(*args),
         args::Command::Demo(args) => demo::run(&args),
@@ -57,6 +60,9 @@ where
         args::Command::Localize(args) => localize::run(args),
         args::Command::Quantize(args) => quantize::run(args),
         args::Command::Report(args) => report::run(args),
+        args::Command::Export(args) => export::run(&args),
+        args::Command::Completions(args) => shell::completions(&args),
+        args::Command::Man(args) => shell::man(&args),
         args::Command::Devices(args) => devices::run(&args),
     };
     match result {

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -91,9 +92,26 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     replace(path, text.as_bytes())
 }
 
+/// Whether the user wants nothing on stderr but errors and what is asked for.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// `--quiet`.
+pub(super) fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+pub(super) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
 /// Says something to the user that is not the result.
 pub(super) fn notice(text: &str) {
-    say(&format!("note: {text}"));
+    mention(&format!("note: {text}"));
+}
+
+/// One line to stderr unless the user wants it quiet; to the run's log in any case.
+pub(super) fn mention(line: &str) {
+    if is_quiet() { log::keep(line) } else { say(line) }
 }
 
 /// Prints an error on one line.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{log, output::say};
+use super::log;
+use super::output::{is_quiet, mention};
 
 /// Least time between two lines where stderr is not a terminal.
 const QUIET: Duration = Duration::from_secs(30);
@@ -27,7 +28,7 @@ pub(super) struct Progress {
 impl Progress {
     /// `unit` is what is counted.
     pub(super) fn new(unit: &'static str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !is_quiet()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{wide_bar:.dim} {percent:>3} %  {msg}  {eta} left");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -59,7 +60,7 @@ impl Progress {
         } else if self.said.elapsed() >= QUIET {
             self.said = Instant::now();
             let left = self.left(done).map_or_else(String::new, |left| format!(", about {left} s left"));
-            say(&format!("{}: {} of {} {}{left}", self.name, self.before + done, self.all, self.unit));
+            mention(&format!("{}: {} of {} {}{left}", self.name, self.before + done, self.all, self.unit));
         }
     }
 
@@ -72,7 +73,7 @@ impl Progress {
     /// The part is done.
     pub(super) fn part_done(&mut self) {
         let line = format!("{}: {:.1} s", self.name, self.begun.elapsed().as_secs_f64());
-        if self.bar.is_none() { say(&line) } else { log::keep(&line) }
+        if self.bar.is_none() { mention(&line) } else { log::keep(&line) }
     }
 
     /// Nothing more comes; the result follows.

@@ -41,7 +41,12 @@ pub(super) fn run(args: ReportArgs) -> Result<()> {
     print(&format!("{}\n", html.display()))
 }
 
-fn read(path: &Path) -> Result<Report> {
+/// Reads a record.
+///
+/// # Errors
+///
+/// If it cannot be read, or is none of this version's.
+pub(super) fn read(path: &Path) -> Result<Report> {
     let text = std::fs::read(path).map_err(Error::read(path))?;
     let malformed = |what: &str, found: String, expected: &str| Error::Malformed {
         path: path.to_path_buf(),

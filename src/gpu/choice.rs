@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 
 /// What the user says about the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,10 @@ pub struct DeviceInfo {
     pub max_buffer_bytes: u64,
     /// Largest buffer range a kernel can see, in bytes.
     pub max_binding_bytes: u64,
+    /// Memory that a workgroup shares, in bytes at most.
+    pub workgroup_memory_bytes: u64,
+    /// Lanes of a workgroup at most.
+    pub workgroup_lanes: u32,
 }
 
 impl DeviceInfo {
@@ -98,6 +102,8 @@ impl DeviceInfo {
             timestamps: false,
             max_buffer_bytes: u64::MAX,
             max_binding_bytes: u64::MAX,
+            workgroup_memory_bytes: u64::MAX,
+            workgroup_lanes: u32::MAX,
         }
     }
 
@@ -134,6 +140,8 @@ impl DeviceInfo {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_buffer_bytes: limits.max_buffer_size,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
+            workgroup_memory_bytes: limits.max_compute_workgroup_storage_size.into(),
+            workgroup_lanes: limits.max_compute_invocations_per_workgroup,
         }
     }
 
@@ -201,7 +209,14 @@ pub(super) fn pick(choice: &DeviceChoice) -> Result<(DeviceInfo, &'static wgpu::
             DeviceChoice::Backend(backend, nth) => format!("{backend} adapter number {nth}"),
             DeviceChoice::Name(part) => format!("a device whose name contains {part:?}"),
         };
-        Error::NoDevice { reason: format!("asked for {asked}, this machine has {there}") }
+        let meant = match choice {
+            DeviceChoice::Name(part) => {
+                let words = all.iter().flat_map(|(info, _)| info.name.split_whitespace());
+                did_you_mean(part, BACKENDS.into_iter().chain(["cpu"]).chain(words))
+            }
+            _ => String::new(),
+        };
+        Error::NoDevice { reason: format!("asked for {asked}, this machine has {there}{meant}") }
     })
 }
 

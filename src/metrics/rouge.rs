@@ -2,6 +2,8 @@
 //!
 //! Higher is more of the reference said. MUSE reports the F-measure; recall is beside it for TOFU.
 
+use std::collections::HashMap;
+
 /// ROUGE-L of one answer, each in 0..=1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RougeL {
@@ -30,6 +32,28 @@ pub fn rouge_l(prediction: &str, reference: &str) -> RougeL {
     let (precision, recall) =
         (common as f64 / prediction.len() as f64, common as f64 / reference.len() as f64);
     RougeL { precision, recall, f: 2.0 * precision * recall / (precision + recall) }
+}
+
+/// ROUGE-1 recall, 0..=1: the reference's tokens that the prediction has too, each as often as both have it, over the
+/// reference's tokens. 0 if the reference has none.
+#[must_use]
+pub fn rouge_1_recall(prediction: &str, reference: &str) -> f64 {
+    let mut left = HashMap::<String, usize>::new();
+    tokenize(prediction).into_iter().for_each(|token| *left.entry(token).or_default() += 1);
+    let reference = tokenize(reference);
+    let common = reference
+        .iter()
+        .filter(|token| match left.get_mut(*token) {
+            Some(count @ 1..) => {
+                *count -= 1;
+                true
+            }
+            _ => false,
+        })
+        .count();
+    #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
+    let recall = common as f64 / reference.len().max(1) as f64;
+    recall
 }
 
 /// Lower-cases and splits at every run of characters other than `a-z` and `0-9`.

@@ -21,7 +21,7 @@ pub mod table;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 
 pub use aligned::aligned;
 pub(crate) use change::{COUNTS, FP4_MINUS_ZERO, NEGLIGIBLE, OCTAVES_BELOW, SHARE_BITS, widths};
@@ -164,7 +164,11 @@ impl FromStr for Scheme {
         Self::ALL.into_iter().find(|scheme| scheme.name() == text).ok_or_else(|| Error::Flag {
             flag: "scheme",
             found: text.to_owned(),
-            expected: format!("one of {}", Self::ALL.map(Self::name).join(", ")),
+            expected: format!(
+                "one of {}{}",
+                Self::ALL.map(Self::name).join(", "),
+                did_you_mean(text, Self::ALL.map(Self::name))
+            ),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Rounding, Scheme};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, did_you_mean};
 
 /// What the user asks for: full precision, which keeps the checkpoint's own dtype, or a scheme.
 ///
@@ -97,7 +97,8 @@ impl FromStr for Precision {
             (_, None, _) => {
                 let names: Vec<_> =
                     Scheme::ALL.into_iter().filter(|scheme| !scheme.is_full()).map(Scheme::name).collect();
-                Err(wrong(format!("one of fp16, int4, {}", names.join(", "))))
+                let near = did_you_mean(name, ["fp16", "int4"].into_iter().chain(names.iter().copied()));
+                Err(wrong(format!("one of fp16, int4, {}{near}", names.join(", "))))
             }
         }
     }

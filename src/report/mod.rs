@@ -2,7 +2,9 @@
 
 pub mod codes;
 pub mod compare;
+pub mod devices;
 pub mod divergence;
+pub mod export;
 mod html;
 pub mod judgement;
 mod judgement_text;
@@ -16,12 +18,13 @@ mod table;
 
 pub use codes::codes_text;
 pub use compare::{Comparisons, compare_text};
+pub use devices::{Devices, devices_text};
 pub use html::report_html;
 pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
 pub use quantize::quantize_text;
 pub use schema::Report;
-pub use table::{Style, devices_text, report_text};
+pub use table::{Style, report_text};
 
 use std::collections::BTreeMap;
 

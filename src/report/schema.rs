@@ -456,13 +456,6 @@ pub struct Seconds {
     pub generate: f64,
 }
 
-/// What `undertext devices --json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Devices {
-    /// Best first; without the CPU pass, which is always there.
-    pub devices: Vec<Device>,
-}
-
 /// What `undertext generate --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Generated {

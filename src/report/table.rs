@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 use super::judgement_text::write_judgement;
-use super::schema::{Arm, Device, Devices, Metric, Report};
+use super::schema::{Arm, Metric, Report};
 
 /// Where a text goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,26 +101,6 @@ pub(super) fn short_metric(metric: &str) -> &str {
     }
 }
 
-/// The adapters of this machine.
-#[must_use]
-pub fn devices_text(devices: &Devices, style: Style) -> String {
-    let header = ["index", "name", "backend", "type", "driver", "f16", "subgroups"];
-    let mut table = table(style, &header.map(str::to_owned), header.len());
-    for device in &devices.devices {
-        let Device { index, name, backend, kind, driver, f16, subgroups: [least, most] } = device;
-        let subgroups = match (least, most) {
-            (0, 0) => "no".to_owned(),
-            (least, most) if least == most => least.to_string(),
-            (least, most) => format!("{least} to {most}"),
-        };
-        let index = index.map_or_else(|| "cpu".to_owned(), |index| index.to_string());
-        let f16 = if *f16 { "yes" } else { "no" };
-        let row = [&index, name, backend, kind, driver, f16, &subgroups].map(str::to_owned);
-        add(&mut table, &row, header.len());
-    }
-    format!("{}\n", table.trim_fmt())
-}
-
 /// A table whose first `texts` columns are text and the others numbers.
 pub(super) fn table(style: Style, header: &[String], texts: usize) -> Table {
     let mut table = Table::new();
@@ -148,7 +128,7 @@ fn cell(text: &str, is_number: bool) -> Cell {
 }
 
 /// One decimal, or a dash.
-fn number(value: Option<f64>) -> String {
+pub(super) fn number(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{:.1}", rounded(value, 10.0)))
 }
 

@@ -142,6 +142,34 @@ impl Store {
         Ok(store)
     }
 
+    /// Reads what a run in `folder` has stored, by the inputs that it wrote down: checkpoints are not read again, and nothing
+    /// is written until an answer is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`] if the folder has no stored answers; otherwise as [`Self::open`].
+    pub fn read(folder: &Path, audit: &Audit) -> Result<Self> {
+        let missing = |path: PathBuf| Error::Missing {
+            path,
+            what: "what the run stored of each answer",
+            remedy: "name the folder of a run (`--out`) with its observations".to_owned(),
+        };
+        let path = folder.join(INPUTS);
+        let inputs = Inputs::read(&path, INPUTS_BYTES)?.ok_or_else(|| missing(path))?;
+        let same = |name: &str, model: &ModelInputs| model.name == name;
+        let names = audit.plan().models.iter().map(|model| model.name.as_str());
+        if inputs.models.len() != audit.plan().models.len()
+            || !names.zip(&inputs.models).all(|(name, model)| same(name, model))
+        {
+            let found = inputs.models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(malformed(&folder.join(INPUTS), "models", found, "the plan's"));
+        }
+        match folder.join(OBSERVATIONS) {
+            observations if observations.is_dir() => Self::open(folder, audit, &inputs),
+            observations => Err(missing(observations)),
+        }
+    }
+
     /// What there is to say about what was found, one sentence each.
     #[must_use]
     pub fn notices(&self) -> &[String] {

@@ -104,6 +104,18 @@ impl Prepared {
         group.map_or(0..0, |group| group.tasks.clone())
     }
 
+    /// What a metric's models are given, as text: what stands before their answers, or PrivLeak's texts (those to forget
+    /// first). Special tokens are left out.
+    ///
+    /// # Errors
+    ///
+    /// If the decoder fails.
+    pub fn prompts(&self, tokenizer: &Tokenizer, metric: Metric) -> Result<Vec<String>> {
+        let groups = self.groups.iter().filter(|group| group.metric == metric && group.kind != Kind::Truths);
+        let tasks = groups.flat_map(|group| group.tasks.clone());
+        tasks.map(|task| tokenizer.decode_cleaned(&self.tasks[task].tokens)).collect()
+    }
+
     /// The metric that a task belongs to.
     #[must_use]
     pub fn metric(&self, task: usize) -> Option<Metric> {
