@@ -28,7 +28,7 @@ const NEW: usize = 16;
 const SEQUENCES: [usize; 2] = [1, 16];
 
 const PRECISIONS: [Precision; 3] =
-    [Precision::Full, Precision::nearest(Scheme::Int8), Precision::Quantized(Scheme::Int4 { group: 128 })];
+    [Precision::Full, Precision::nearest(Scheme::Int8), Precision::nearest(Scheme::Int4 { group: 128 })];
 
 /// A model at a precision, and how long it takes: the one place that knows how a model is run.
 struct Subject {

@@ -983,8 +983,8 @@ fn packed_checkpoints_are_checked() {
     let file = family.path("packed/model.safetensors");
     let whole = std::fs::read(&file).unwrap();
     let name = "model.layers.0.mlp.up_proj.weight";
-    let broken = |change: &dyn Fn(&mut Vec<(String, safetensors::tensor::TensorView<'_>)>),
-                  parts: &[&str]| {
+    type Named<'a> = Vec<(String, safetensors::tensor::TensorView<'a>)>;
+    let broken = |change: &dyn Fn(&mut Named<'_>), parts: &[&str]| {
         let tensors = safetensors::SafeTensors::deserialize(&whole).unwrap();
         let mut tensors = tensors.tensors();
         change(&mut tensors);

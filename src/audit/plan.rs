@@ -177,7 +177,7 @@ impl Plan {
         let models = roles.into_iter().zip(paths).zip(names);
         let models = models.map(|((role, path), name)| Model { name, role, path }).collect();
         let precisions = full_first(&precisions, &mut notices);
-        let precisions = with_doses(precisions, &doses, &mut notices)?;
+        let precisions = with_doses(&precisions, &doses, &mut notices)?;
         Ok(Self {
             models,
             precisions,
@@ -252,10 +252,10 @@ fn full_first(asked: &[Precision], notices: &mut Vec<String>) -> Vec<Precision> 
 
 /// Puts nearest rounding before every other one of its scheme (other models are run at that), and kept rounding at every
 /// dose after every 4-bit scheme's.
-fn with_doses(asked: Vec<Precision>, doses: &[Share], notices: &mut Vec<String>) -> Result<Vec<Precision>> {
+fn with_doses(asked: &[Precision], doses: &[Share], notices: &mut Vec<String>) -> Result<Vec<Precision>> {
     let mut precisions = Vec::with_capacity(asked.len());
     let four_bits = |precision: Precision| precision.quantizing().filter(|scheme| scheme.bits() == 4);
-    for &precision in &asked {
+    for &precision in asked {
         let plain = precision.plain();
         if !asked.contains(&plain) && !precisions.contains(&plain) {
             notices.push(format!("{plain} is added to --precision, to hold {precision} against"));

@@ -27,12 +27,15 @@ pub struct Answer {
     pub score: f64,
 }
 
+/// Where a mean is in an arm.
+type Field = fn(&ArmResult) -> &Metric;
+
 /// All samples, by metric, then in the order of the files; none if the plan says so.
 pub(super) fn samples(findings: &Findings) -> Vec<Sample> {
     if findings.plan.no_samples {
         return Vec::new();
     }
-    let sets: [(&str, fn(&ArmResult) -> &Metric); 3] = [
+    let sets: [(&str, Field); 3] = [
         ("verbmem_forget", |arm| &arm.verbmem_forget),
         ("knowmem_forget", |arm| &arm.knowmem_forget),
         ("knowmem_retain", |arm| &arm.knowmem_retain),
