@@ -121,15 +121,21 @@ fn every_tensor_is_read_once_and_what_is_alike_is_held_once() {
 #[test]
 fn arms_fork_where_their_weights_differ() {
     let Some(gpu) = adapters::all().first() else { return };
-    let gpu = Arc::new(Gpu::open(&DeviceChoice::Index(gpu.info().index.unwrap())).unwrap());
+    let index = gpu.info().index.unwrap();
     let family = family();
     let batches = [whole(&tokens(1, 40))];
+    // A machine that has other things to do makes its device look slow, and launches are cut: the fewest of some tries, each
+    // on a device that nothing is known of.
     let launches = |sources: &[Source]| {
-        let mut model = Llama::new(&gpu, sources, false, layout(1024)).unwrap();
-        model.run(Pass::Score(&batches)).unwrap();
-        let before = model.counters().dispatches;
-        model.run(Pass::Score(&batches)).unwrap();
-        model.counters().dispatches - before
+        let tries = (0..5).map(|_| {
+            let gpu = Arc::new(Gpu::open(&DeviceChoice::Index(index)).unwrap());
+            let mut model = Llama::new(&gpu, sources, false, layout(1024)).unwrap();
+            model.run(Pass::Score(&batches)).unwrap();
+            let before = model.counters().dispatches;
+            model.run(Pass::Score(&batches)).unwrap();
+            model.counters().dispatches - before
+        });
+        tries.min().unwrap()
     };
     let full = |index: usize| source(&family[index].1, Precision::Full);
     let one = launches(&[full(0)]);
