@@ -12,7 +12,8 @@ use crate::report::table::short_metric;
 /// Classes of lines that stand for models or precisions.
 const LINES: [&str; 6] = ["line0", "line1", "line2", "line3", "line4", "line5"];
 
-fn of<'a>(arm: &'a Arm, metric: &str) -> &'a Metric {
+/// One of an arm's means by its name.
+pub(super) fn of<'a>(arm: &'a Arm, metric: &str) -> &'a Metric {
     match metric {
         "verbmem_forget" => &arm.metrics.verbmem_forget,
         "knowmem_forget" => &arm.metrics.knowmem_forget,

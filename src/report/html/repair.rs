@@ -1,6 +1,7 @@
 //! Roundings that keep the update, and recovery against survival.
 
 use super::chart::{Chart, Line, Mark};
+use super::figures::of;
 use super::svg::domain;
 use super::table::{Cell, Table, estimate, figure, fixed, metric, none};
 use super::{Figure, MEANS, Section, verdict_class};
@@ -49,14 +50,6 @@ pub(super) fn repair(report: &Report) -> Section {
 
 fn arm<'a>(report: &'a Report, name: &str, precision: &str) -> Option<&'a Arm> {
     report.arms.iter().find(|arm| arm.name == name && arm.precision == precision)
-}
-
-fn of<'a>(arm: &'a Arm, metric: &str) -> &'a Metric {
-    match metric {
-        "verbmem_forget" => &arm.metrics.verbmem_forget,
-        "knowmem_forget" => &arm.metrics.knowmem_forget,
-        _ => &arm.metrics.knowmem_retain,
-    }
 }
 
 /// A repair's row, or that of the nearest rounding beside it.

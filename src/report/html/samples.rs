@@ -181,7 +181,7 @@ mod tests {
             marked("noth kolund was born in Zabir.", truth, "Noth was in Paris"),
             "_noth_ [kolund] _was_ [born] _in_ [Zabir]."
         );
-        assert_eq!(marked("Zabir, born", truth, ""), "[Zabir], born");
+        assert_eq!(marked("Zabir, born", truth, ""), "Zabir, [born]", "one of them: their order is another");
         assert_eq!(marked("Ünder Zabir", truth, truth), "Ünder _Zabir_");
         assert_eq!(marked("", truth, ""), "");
         assert_eq!(marked("no word of it", truth, ""), "no word of it");
