@@ -173,8 +173,9 @@ fn a_run_that_is_killed_at_any_moment_resumes_to_the_same_report() {
 
 #[test]
 fn a_demo_that_is_killed_resumes_too() {
-    let between = kill_and_resume(TempDir::new().unwrap().path(), DEMO, 4);
-    assert!(between > 0, "none of 4 kills came between two answers");
+    // Where the moments fall is up to the machine: others are tried if none was of interest.
+    let kill = |moments| kill_and_resume(TempDir::new().unwrap().path(), DEMO, moments);
+    assert!(kill(4) > 0 || kill(7) > 0, "none of 11 kills came between two answers");
 }
 
 #[test]
