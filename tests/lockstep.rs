@@ -124,18 +124,26 @@ fn arms_fork_where_their_weights_differ() {
     let index = gpu.info().index.unwrap();
     let family = family();
     let batches = [whole(&tokens(1, 40))];
+    let count = |sources: &[Source]| {
+        let gpu = Arc::new(Gpu::open(&DeviceChoice::Index(index)).unwrap());
+        let mut model = Llama::new(&gpu, sources, false, layout(1024)).unwrap();
+        model.run(Pass::Score(&batches)).unwrap();
+        let before = model.counters().dispatches;
+        model.run(Pass::Score(&batches)).unwrap();
+        model.counters().dispatches - before
+    };
     // A machine that has other things to do makes its device look slow, and launches are cut: the fewest of some tries, each
-    // on a device that nothing is known of.
+    // on a device that nothing is known of, as soon as they were seen twice.
     let launches = |sources: &[Source]| {
-        let tries = (0..5).map(|_| {
-            let gpu = Arc::new(Gpu::open(&DeviceChoice::Index(index)).unwrap());
-            let mut model = Llama::new(&gpu, sources, false, layout(1024)).unwrap();
-            model.run(Pass::Score(&batches)).unwrap();
-            let before = model.counters().dispatches;
-            model.run(Pass::Score(&batches)).unwrap();
-            model.counters().dispatches - before
-        });
-        tries.min().unwrap()
+        let mut fewest = count(sources);
+        for _ in 0..6 {
+            let again = count(sources);
+            if again == fewest {
+                break;
+            }
+            fewest = fewest.min(again);
+        }
+        fewest
     };
     let full = |index: usize| source(&family[index].1, Precision::Full);
     let one = launches(&[full(0)]);
