@@ -60,13 +60,15 @@ fn magnitude_bits(x: f32) -> u32 {
     return bitcast<u32>(x) & 0x7fffffffu;
 }
 
-// The sum over all lanes, for all lanes.
-fn sum_all(lane: u32, mine: vec2<u32>) -> vec2<u32> {
+// What all lanes have, folded by sum or componentwise by the greatest, for all lanes.
+fn fold_all(lane: u32, mine: vec2<u32>, sums: bool) -> vec2<u32> {
     partial[lane] = mine;
     workgroupBarrier();
     for (var half = WG / 2u; half > 0u; half /= 2u) {
         if lane < half {
-            partial[lane] = add(partial[lane], partial[lane + half]);
+            let own = partial[lane];
+            let other = partial[lane + half];
+            partial[lane] = select(max(own, other), add(own, other), vec2<bool>(sums));
         }
         workgroupBarrier();
     }
@@ -76,20 +78,12 @@ fn sum_all(lane: u32, mine: vec2<u32>) -> vec2<u32> {
     return workgroupUniformLoad(&total);
 }
 
-// The componentwise greatest over all lanes, for all lanes.
+fn sum_all(lane: u32, mine: vec2<u32>) -> vec2<u32> {
+    return fold_all(lane, mine, true);
+}
+
 fn max_all(lane: u32, mine: vec2<u32>) -> vec2<u32> {
-    partial[lane] = mine;
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if lane < half {
-            partial[lane] = max(partial[lane], partial[lane + half]);
-        }
-        workgroupBarrier();
-    }
-    if lane == 0u {
-        total = partial[0];
-    }
-    return workgroupUniformLoad(&total);
+    return fold_all(lane, mine, false);
 }
 
 struct Weight {

@@ -73,7 +73,7 @@ fn audited() -> (Family, PathBuf) {
 fn muse_csv_is_muses_table() {
     let report = Report::new(&findings(), &DeviceInfo::cpu());
     let path = Path::new("report.json");
-    let export = Export { report: &report, path, written: 0.0, samples: None, summary_only: false };
+    let export = Export { report: &report, path, written: 0.0, answers: None, summary_only: false };
     let files = export.files(Format::MuseCsv).unwrap();
     assert_eq!(files.len(), 1);
     let (header, rows) = rows(&files[0].text);
@@ -87,7 +87,7 @@ fn csv_has_every_figure_and_its_reason() {
     let mut report = Report::new(&findings(), &DeviceInfo::cpu());
     report.arms[5].name = "a \"name\", with\na line".to_owned();
     let path = Path::new("report.json");
-    let export = Export { report: &report, path, written: 0.0, samples: None, summary_only: false };
+    let export = Export { report: &report, path, written: 0.0, answers: None, summary_only: false };
     let (header, rows) = rows(&export.files(Format::Csv).unwrap()[0].text);
     assert_eq!(
         header,
@@ -132,7 +132,7 @@ fn csv_has_every_figure_and_its_reason() {
 fn a_record_alone_has_no_examples() {
     let report = Report::new(&findings(), &DeviceInfo::cpu());
     let path = Path::new("report.json");
-    let mut export = Export { report: &report, path, written: 0.0, samples: None, summary_only: false };
+    let mut export = Export { report: &report, path, written: 0.0, answers: None, summary_only: false };
     let error = export.files(Format::OpenUnlearning).unwrap_err();
     assert_eq!(error.exit_code(), 3);
     let text = error.to_string();
@@ -171,7 +171,7 @@ fn names_cannot_leave_the_folder_or_be_the_same() {
     report.arms[0].name = "../../x".to_owned();
     let path = Path::new("report.json");
     let export = |report: &Report| {
-        Export { report, path, written: 0.0, samples: None, summary_only: true }.files(Format::OpenUnlearning)
+        Export { report, path, written: 0.0, answers: None, summary_only: true }.files(Format::OpenUnlearning)
     };
     assert_eq!(export(&report).unwrap()[0].path, Path::new("..__..__x@fp16/MUSE_SUMMARY.json"));
     report.arms[3] = report.arms[0].clone();

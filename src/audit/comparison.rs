@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::unique_names;
-use super::update::with_update;
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Answered, Ask, Engine, Finished, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
@@ -127,7 +126,9 @@ impl Comparison {
                     checkpoint
                 }
             };
-            sources.push(with_update(Source::new(&checkpoint, *precision), target.as_ref())?);
+            let source = Source { target: target.clone(), ..Source::new(&checkpoint, *precision) };
+            source.check()?;
+            sources.push(source);
         }
         let Some((_, reference)) = opened.first() else {
             let expected = "a reference and at least one arm".to_owned();
@@ -136,15 +137,7 @@ impl Comparison {
         let context = opened.iter().map(|(_, checkpoint)| checkpoint.config().context).min().unwrap_or(0);
         let mut first: Option<(Tokenizer, Vec<Task>, Vec<Set>)> = None;
         for (path, checkpoint) in &opened {
-            if !checkpoint.config().runs_like(reference.config()) {
-                return Err(Error::CheckpointsDiffer {
-                    path: path.clone(),
-                    target: reference.path().to_path_buf(),
-                    what: "the architecture in config.json".to_owned(),
-                    found: "another".to_owned(),
-                    expected: "the same: logits are compared token by token".to_owned(),
-                });
-            }
+            checkpoint.must_run_like(reference, "the same: logits are compared token by token")?;
             let tokenizer = checkpoint.tokenizer()?;
             let (tasks, sets) = read(&plan.passages, &tokenizer, context)?;
             match &first {

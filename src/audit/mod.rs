@@ -26,12 +26,11 @@ mod quantize;
 mod repair;
 mod rounded;
 mod run;
-mod samples;
 mod series;
 mod statistics;
 mod store;
+mod stored;
 mod survival;
-mod update;
 mod verdict;
 mod weighted;
 
@@ -43,12 +42,11 @@ pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSourc
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
 pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, quantize};
-pub use repair::{Change, Chosen, Repaired, chosen_doses};
+pub use repair::{Chosen, MetricChange, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
-pub use samples::Samples;
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
 pub use store::{Inputs, ModelInputs, Store, engine_revision};
+pub use stored::StoredAnswers;
 pub use survival::{Survival, closeness_correlation, measure_survival, rank_correlation};
-pub use update::with_update;
 pub use verdict::{ALPHA, CONFIDENCE, Criteria, Outcome, Verdict, verdicts};

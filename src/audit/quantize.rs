@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::codes::{CodesPlan, compare_codes};
 use super::packing::Format;
 use crate::checkpoint::{Checkpoint, Draft, Kind, TensorWriter};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Calibration, LayerMoments, Linear, check_tensors};
 use crate::quant::{KeptRow, Moments, Packed, Rounded, Rounding, Rows, Scheme, matched, round};
 use crate::suite::text;
@@ -31,7 +31,7 @@ const NEAR: f64 = 0.05;
 pub struct QuantizePlan {
     /// The checkpoint.
     pub model: PathBuf,
-    /// The checkpoint from which its update leads; without one, what needs it is nearest rounding.
+    /// The checkpoint from which its update leads; only what needs it looks at it.
     pub target: Option<PathBuf>,
     /// A scheme that quantizes.
     pub scheme: Scheme,
@@ -129,7 +129,13 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
 
     let (mut disk_bytes, mut nearest) = (0, None);
     let (mut target, mut passes, mut before) = (None, 1, 0);
-    if let (true, Some(path)) = (plan.rounding.needs_target(), &plan.target) {
+    let mut rounding = plan.rounding;
+    if rounding.needs_target() {
+        let path = plan.target.as_ref().ok_or_else(|| Error::Flag {
+            flag: "--keep-from",
+            found: "nothing".to_owned(),
+            expected: format!("the checkpoint that {} was made from", plan.model.display()),
+        })?;
         let codes = CodesPlan {
             target: path.clone(),
             unlearned: plan.model.clone(),
@@ -140,7 +146,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
         let codes = compare_codes(codes, &mut |done, _| watch(done.min(total), 2 * total))?;
         disk_bytes += codes.disk_bytes;
         if codes.sum(0, |_| true).survival().is_none_or(|survival| survival > GOOD_ENOUGH) {
-            nearest = Some(codes);
+            (nearest, rounding) = (Some(codes), Rounding::Nearest);
         } else {
             target = Some(Checkpoint::open(path)?);
         }
@@ -176,7 +182,8 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
             let weights = read(&model)?;
             let old = target.as_ref().map(read).transpose()?;
             let first = (start * cols) as u64;
-            let packed = tensor.round(&plan, &weights, old.as_deref(), [range.len(), cols], first, moments);
+            let (target, shape) = (old.as_deref(), [range.len(), cols]);
+            let packed = tensor.round((plan.scheme, rounding), &weights, target, shape, first, moments);
             let (now, after) = plan.format.bytes(&packed);
             writer.write(&now)?;
             scales.extend(after);
@@ -218,10 +225,10 @@ fn calibration_windows(path: &Path, model: &Checkpoint) -> Result<Vec<Vec<u32>>>
 }
 
 impl QuantizedTensor {
-    /// Rounds some rows; `first` is the index of their first weight. Without a target, kept rounding is nearest.
+    /// Rounds some rows; `first` is the index of their first weight.
     fn round(
         &mut self,
-        plan: &QuantizePlan,
+        (scheme, rounding): (Scheme, Rounding),
         weights: &[f32],
         target: Option<&[f32]>,
         [rows, cols]: [usize; 2],
@@ -229,16 +236,16 @@ impl QuantizedTensor {
         moments: Option<&Moments>,
     ) -> Packed {
         let what = Rows { weights, target, rows, cols, tensor: &self.name, first };
-        let rounded = match (plan.rounding, target, moments) {
+        let rounded = match (rounding, target, moments) {
             (Rounding::Kept(share), Some(target), Some(moments)) => {
-                let kept = matched(plan.scheme, target, weights, [rows, cols], moments, share.get());
+                let kept = matched(scheme, target, weights, [rows, cols], moments, share.get());
                 let moved = kept.rows.iter().map(|row| row.moved).sum();
                 Rounded { packed: kept.packed, moved, kept: kept.rows }
             }
-            _ => round(plan.scheme, plan.rounding, what),
+            _ => round(scheme, rounding, what),
         };
         self.moved += rounded.moved;
-        if let (Rounding::Kept(share), Some(_)) = (plan.rounding, target) {
+        if let Rounding::Kept(share) = rounding {
             let update = self.update.get_or_insert_default();
             for row in &rounded.kept {
                 update.merge(row);

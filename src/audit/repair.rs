@@ -13,12 +13,12 @@ pub struct Repaired {
     /// Scheme and rounding.
     pub precision: Precision,
     /// VerbMem forget, KnowMem forget, KnowMem retain.
-    pub changes: Vec<Change>,
+    pub changes: Vec<MetricChange>,
 }
 
 /// How a metric differs, x100, example by example.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Change {
+pub struct MetricChange {
     /// The metric's name in reports.
     pub metric: &'static str,
     /// From nearest rounding in the same scheme.

@@ -10,7 +10,6 @@ use super::divergence::{apart, pairs};
 use super::findings::{ArmResult, Findings, Metric};
 use super::plan::{Model, Plan};
 use super::store::Store;
-use super::update::with_update;
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::engine::{Engine, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
@@ -107,11 +106,6 @@ impl Audit {
         checkpoints.iter().try_for_each(|checkpoint| check_tensors(checkpoint))?;
         let stored: Vec<_> = checkpoints.iter().map(|c| stored_scheme(c)).collect::<Result<_>>()?;
 
-        if let Some(target) = checkpoints.first() {
-            for (model, precision) in plan.arms() {
-                with_update(Source::new(&checkpoints[model], precision), Some(target))?;
-            }
-        }
         let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
         let stop = checkpoints.first().map_or(&[][..], |target| &target.config().eos);
         let mut first: Option<(Tokenizer, Prepared)> = None;
@@ -135,7 +129,9 @@ impl Audit {
             found: "no directory".to_owned(),
             expected: "a checkpoint directory".to_owned(),
         })?;
-        Ok(Self { plan, checkpoints, stored, tokenizer, questions, stop: None })
+        let audit = Self { plan, checkpoints, stored, tokenizer, questions, stop: None };
+        audit.sources().iter().try_for_each(Source::check)?;
+        Ok(audit)
     }
 
     /// Ends a run with [`Error::Interrupted`] soon after `stop` has become true.

@@ -2,7 +2,7 @@
 
 use super::findings::{ArmResult, Field, Findings, MEANS, RECOVERED, Recovered, Reference};
 use super::plan::{Plan, Role};
-use super::repair::{Change, Repaired};
+use super::repair::{MetricChange, Repaired};
 use super::verdict::Criteria;
 use super::weighted::{Known, interval, plain, ratio, sum};
 use crate::metrics::bootstrap::Resamples;
@@ -288,7 +288,11 @@ impl<'a> Resampled<'a> {
                     let other = self.arm(place, arm.model, precision);
                     own.zip(other).map(|(own, other)| sum(&[(1.0, own), (-1.0, other)]))
                 };
-                Change { metric, from_nearest: from(arm.precision.plain()), from_full: from(Precision::Full) }
+                MetricChange {
+                    metric,
+                    from_nearest: from(arm.precision.plain()),
+                    from_full: from(Precision::Full),
+                }
             };
             let changes = MEANS.iter().enumerate().map(change).collect();
             Repaired { unlearned: arm.model, precision: arm.precision, changes }

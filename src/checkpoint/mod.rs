@@ -17,7 +17,7 @@ pub(crate) use writer::{Kind, TensorWriter};
 
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A checkpoint directory: `config.json`, safetensors files and, usually, `tokenizer.json`.
 #[derive(Debug)]
@@ -43,6 +43,24 @@ impl Checkpoint {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Refuses a checkpoint whose forward pass is not the `other`'s; `why` says who needs that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CheckpointsDiffer`].
+    pub(crate) fn must_run_like(&self, other: &Self, why: &str) -> Result<()> {
+        if self.config.runs_like(&other.config) {
+            return Ok(());
+        }
+        Err(Error::CheckpointsDiffer {
+            path: self.path.clone(),
+            target: other.path.clone(),
+            what: "the architecture in config.json".to_owned(),
+            found: "another".to_owned(),
+            expected: why.to_owned(),
+        })
     }
 
     /// The architecture's numbers.

@@ -10,7 +10,7 @@ use super::folder::{PLAN, REPORT};
 use super::output::{notice, print, write};
 use super::plan_file::PlanFile;
 use super::report::read;
-use crate::audit::{Audit, Plan, Samples, Store};
+use crate::audit::{Audit, Plan, Store, StoredAnswers};
 use crate::error::{Error, Result};
 use crate::report::export::{Export, ExportFile, Format};
 
@@ -65,11 +65,11 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     let path = folder.map_or_else(|| args.record.clone(), |folder| folder.join(REPORT));
     let report = read(&path)?;
     let wanted = !format.is_one_file() && !args.summary_only;
-    let samples = match folder {
-        Some(folder) if wanted && folder.join(PLAN).exists() => Some(samples(folder)?),
+    let answers = match folder {
+        Some(folder) if wanted && folder.join(PLAN).exists() => Some(stored_answers(folder)?),
         _ => None,
     };
-    if wanted && samples.is_none() && format == Format::LmEval {
+    if wanted && answers.is_none() && format == Format::LmEval {
         notice("a record alone has no answers: results without samples (name the run's folder for both)");
     }
     let written = modified(&path)?;
@@ -77,7 +77,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         report: &report,
         path: &path,
         written,
-        samples: samples.as_ref(),
+        answers: answers.as_ref(),
         summary_only: args.summary_only,
     };
     let files = export.files(format)?;
@@ -97,7 +97,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
 }
 
 /// What the arms of the run in `folder` answered: its plan says what was asked, its store what came back.
-fn samples(folder: &Path) -> Result<Samples> {
+fn stored_answers(folder: &Path) -> Result<StoredAnswers> {
     let file = PlanFile::read(&folder.join(PLAN))?;
     // Unpacked as long as it is read.
     let family = if file.demo { Some(demo::Family::unpack()?) } else { None };
@@ -107,7 +107,7 @@ fn samples(folder: &Path) -> Result<Samples> {
         None => request,
     };
     let audit = Audit::open(Plan::new(request)?)?;
-    audit.samples(&Store::read(folder, &audit)?)
+    audit.stored_answers(&Store::read(folder, &audit)?)
 }
 
 /// When the file was last written, in seconds since 1970 (UTC).

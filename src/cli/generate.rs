@@ -9,7 +9,6 @@ use super::args::{Common, MemoryArgs, TuneArgs};
 use super::arms::open_one;
 use super::device::Device;
 use super::output::{Output, notice, say};
-use crate::audit::with_update;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Ask, Engine, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
@@ -64,7 +63,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     check_tensors(&checkpoint)?;
     let target = keep_from.map(|path| Checkpoint::open(&path).map(Arc::new)).transpose()?;
     target.iter().try_for_each(|target| check_tensors(target))?;
-    let source = with_update(Source::new(&checkpoint, precision), target.as_ref())?;
+    let source = Source { target, ..Source::new(&checkpoint, precision) };
+    source.check()?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt_ids = tokenizer.encode(&prompt)?;
     let max_new = fit(prompt_ids.len(), max_new_tokens, checkpoint.config().context)?;

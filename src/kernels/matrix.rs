@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::gpu::Buffer;
+use crate::error::Result;
+use crate::gpu::{Buffer, Gpu};
 use crate::quant::Scheme;
 
 /// Buffers can be bound from multiples of this many bytes on every device.
@@ -41,6 +42,44 @@ impl Matrix {
     pub(super) fn whole(scheme: Scheme, [n, k]: [usize; 2], weights: &Buffer, scales: &Buffer) -> Self {
         let parts = vec![Part { rows: 0..n, weights: weights.clone(), scales: scales.clone() }];
         Self { scheme, n, k, parts }
+    }
+
+    /// All words on the host: of each part the codes, then the scales. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// If any work since the device was opened failed.
+    pub fn words(&self, gpu: &Gpu) -> Result<Vec<u32>> {
+        let mut words = Vec::new();
+        for buffer in self.buffers() {
+            words.extend(gpu.read::<u32>(buffer, Self::words_of(buffer))?);
+        }
+        Ok(words)
+    }
+
+    /// Uploads what [`Self::words`] gave of a matrix of this shape and scheme.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer words.
+    pub fn set_words(&self, gpu: &Gpu, mut words: &[u32]) {
+        for buffer in self.buffers() {
+            let (own, rest) = words.split_at(Self::words_of(buffer));
+            gpu.write(buffer, bytemuck::cast_slice::<u32, u8>(own));
+            words = rest;
+        }
+    }
+
+    /// Codes and scales of every part.
+    fn buffers(&self) -> impl Iterator<Item = &Buffer> {
+        let scales = !self.scheme.is_full();
+        self.parts
+            .iter()
+            .flat_map(move |part| std::iter::once(&part.weights).chain(scales.then_some(&part.scales)))
+    }
+
+    fn words_of(buffer: &Buffer) -> usize {
+        usize::try_from(buffer.bytes() / 4).unwrap_or(usize::MAX)
     }
 
     /// Bytes that one row takes, without scales.

@@ -45,7 +45,7 @@ pub struct Source {
     pub checkpoint: Arc<Checkpoint>,
     /// How its matrices are kept.
     pub precision: Precision,
-    /// The checkpoint from which its update leads, for roundings that ask for it; without one they are nearest.
+    /// The checkpoint from which its update leads, for roundings that ask for it.
     pub target: Option<Arc<Checkpoint>>,
     /// Names of the tensors that this is true of, the others being kept as stored; all of them if there is no list.
     pub only: Option<Arc<BTreeSet<String>>>,
@@ -62,6 +62,31 @@ impl Source {
     #[must_use]
     pub fn with_target(self, target: &Arc<Checkpoint>) -> Self {
         Self { target: Some(Arc::clone(target)), ..self }
+    }
+
+    /// Refuses an arm whose rounding looks at an update and that does not say where it leads from.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Flag`] without a target, [`Error::CheckpointsDiffer`] if that has another architecture.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.precision.rounding().needs_target() {
+            return Ok(());
+        }
+        match &self.target {
+            Some(target) => {
+                self.checkpoint.must_run_like(target, "the target's, whose update the rounding looks at")
+            }
+            None => Err(Error::Flag {
+                flag: "--keep-from",
+                found: "nothing".to_owned(),
+                expected: format!(
+                    "the checkpoint that {} was made from, for {}",
+                    self.checkpoint.path().display(),
+                    self.precision
+                ),
+            }),
+        }
     }
 
     /// All checkpoints that are read for it: its own, and the target if its rounding asks for that.
@@ -148,15 +173,8 @@ impl Llama {
         };
         let config = first.checkpoint.config().clone();
         for source in sources {
-            if !source.checkpoint.config().runs_like(&config) {
-                return Err(Error::CheckpointsDiffer {
-                    path: source.checkpoint.path().to_path_buf(),
-                    target: first.checkpoint.path().to_path_buf(),
-                    what: "the architecture in config.json".to_owned(),
-                    found: "another".to_owned(),
-                    expected: "the same for all that run in lockstep".to_owned(),
-                });
-            }
+            source.checkpoint.must_run_like(&first.checkpoint, "the same for all that run in lockstep")?;
+            source.check()?;
         }
         let loader = Loader::new(gpu, sources, quantize_head, &layout)?;
         let positions = layout.score.pages.max(layout.generate.pages) * PAGE;

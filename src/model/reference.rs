@@ -94,8 +94,9 @@ impl Reference {
     ///
     /// # Errors
     ///
-    /// As [`Self::load`].
+    /// As [`Self::load`]; if the arm's rounding asks for a target and there is none of its architecture.
     pub fn load_source(source: &Source, quantize_head: bool, cache_tokens: usize) -> Result<Self> {
+        source.check()?;
         let of = |tensor: &str| source.precision_of(tensor);
         let target = source.target.as_deref().filter(|_| source.precision.rounding().needs_target());
         Self::load_mixed(&source.checkpoint, target, of, quantize_head, cache_tokens)

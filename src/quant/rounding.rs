@@ -10,8 +10,6 @@ use super::{Draw, KeptRow, Packed, Scheme, aligned, encode, keep, stochastic};
 pub struct Share(u16);
 
 impl Share {
-    /// Nothing of it.
-    pub const NONE: Self = Self(0);
     /// What is kept if nothing else is said: as much as forgetting needs, at the least cost (README).
     pub const USUAL: Self = Self(900);
     /// The same where the rounding looks at activations ([`matched`](super::matched())): an update that is a little smaller
@@ -138,11 +136,12 @@ pub struct Rounded {
     pub kept: Vec<KeptRow>,
 }
 
-/// Rounds rows to `scheme`. Without a target, what needs one is nearest rounding.
+/// Rounds rows to `scheme`.
 ///
 /// # Panics
 ///
-/// If a slice has another length, `cols` is not a multiple of 8, or the scheme does not quantize: bugs in the caller.
+/// If a slice has another length, `cols` is not a multiple of 8, the scheme does not quantize, or there is no target for a
+/// rounding that needs one: bugs in the caller.
 #[must_use]
 pub fn round(scheme: Scheme, rounding: Rounding, what: Rows<'_>) -> Rounded {
     let Rows { weights, target, rows, cols, tensor, first } = what;
@@ -163,7 +162,10 @@ pub fn round(scheme: Scheme, rounding: Rounding, what: Rows<'_>) -> Rounded {
             let (packed, moved) = stochastic(scheme, weights, rows, cols, Draw::new(seed, tensor), first);
             Rounded { packed, moved, kept: Vec::new() }
         }
-        (Rounding::Nearest | Rounding::Kept(_) | Rounding::Aligned, _) => {
+        (Rounding::Kept(_) | Rounding::Aligned, None) => {
+            unreachable!("{rounding} of {tensor} without a target")
+        }
+        (Rounding::Nearest, _) => {
             Rounded { packed: encode(scheme, weights, rows, cols), moved: 0, kept: Vec::new() }
         }
     }

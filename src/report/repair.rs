@@ -35,12 +35,12 @@ pub struct Repair {
     /// `--keep auto` chose this share.
     pub chosen: bool,
     /// VerbMem forget, KnowMem forget, KnowMem retain.
-    pub changes: Vec<Change>,
+    pub changes: Vec<MetricChange>,
 }
 
 /// How a metric differs, x100, paired by example.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Change {
+pub struct MetricChange {
     /// The metric.
     pub metric: String,
     /// From nearest rounding.
@@ -86,7 +86,7 @@ pub(super) fn repairs(findings: &Findings, statistics: &Statistics) -> Vec<Repai
         };
         let is_own =
             |chosen: &audit::Chosen| chosen.unlearned == *unlearned && chosen.dose == Some(*precision);
-        let change = |change: &audit::Change| Change {
+        let change = |change: &audit::MetricChange| MetricChange {
             metric: change.metric.to_owned(),
             from_nearest: change.from_nearest.map(Into::into),
             from_full: change.from_full.map(Into::into),

@@ -125,15 +125,7 @@ impl Localize {
             Ok(checkpoint)
         };
         let (target, unlearned) = (open(&plan.target)?, open(&plan.unlearned)?);
-        if !unlearned.config().runs_like(target.config()) {
-            return Err(Error::CheckpointsDiffer {
-                path: plan.unlearned.clone(),
-                target: plan.target.clone(),
-                what: "the architecture in config.json".to_owned(),
-                found: "another".to_owned(),
-                expected: "the target's".to_owned(),
-            });
-        }
+        unlearned.must_run_like(&target, "the target's")?;
         let context = target.config().context.min(unlearned.config().context);
         let prepared = suite.prepare(&target.tokenizer()?, context, &[])?;
         if suite.prepare(&unlearned.tokenizer()?, context, &[])? != prepared {

@@ -42,13 +42,13 @@ pub(super) fn files(export: &Export<'_>) -> Result<Vec<ExportFile>> {
     let mut files = Vec::new();
     for arm in &export.report.arms {
         let folder = PathBuf::from(folder(arm));
-        let known = export.samples(arm);
+        let known = export.answers(arm);
         let tasks = tasks(arm, known.map(|(_, values)| values));
         let mut hashes = Map::new();
-        if let Some((samples, values)) = known {
+        if let Some((stored, values)) = known {
             let answers =
-                tasks.iter().filter_map(|task| Some((task.name, lines(task, samples.prompts(task.metric))?)));
-            let texts = texts(values, samples.prompts(muse::Metric::Privleak));
+                tasks.iter().filter_map(|task| Some((task.name, lines(task, stored.prompts(task.metric))?)));
+            let texts = texts(values, stored.prompts(muse::Metric::Privleak));
             for (task, (lines, hash)) in answers.chain([(PRIVLEAK, texts)]) {
                 hashes.insert(task.to_owned(), hash.into());
                 let path = folder.join(format!("samples_{task}_{time}.jsonl"));
@@ -307,7 +307,7 @@ fn score(sample: &mut Map<String, Value>, metrics: &[(&str, Option<f64>)]) {
     sample.extend(known.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
 }
 
-/// Samples as JSON lines, and the hash of their hashes.
+/// StoredAnswers as JSON lines, and the hash of their hashes.
 fn file(samples: impl Iterator<Item = Map<String, Value>>) -> (String, String) {
     let (mut lines, mut hashes) = (String::new(), String::new());
     for sample in samples {

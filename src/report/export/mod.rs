@@ -19,7 +19,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::schema::{Arm, Report};
-use crate::audit::Samples;
+use crate::audit::StoredAnswers;
 use crate::error::{Error, Result};
 use crate::suite::muse::MuseValues;
 
@@ -79,7 +79,7 @@ pub struct Export<'a> {
     /// When it was written, in seconds since 1970 (UTC).
     pub written: f64,
     /// What the arms answered, if that is known.
-    pub samples: Option<&'a Samples>,
+    pub answers: Option<&'a StoredAnswers>,
     /// Leave out what needs the answers, even if they are known.
     pub summary_only: bool,
 }
@@ -110,14 +110,14 @@ impl Export<'_> {
     }
 
     /// What an arm answered, if it is known and asked for.
-    fn samples(&self, arm: &Arm) -> Option<(&Samples, &MuseValues)> {
-        let samples = self.samples.filter(|_| !self.summary_only)?;
-        Some((samples, samples.of(&name(arm))?))
+    fn answers(&self, arm: &Arm) -> Option<(&StoredAnswers, &MuseValues)> {
+        let answers = self.answers.filter(|_| !self.summary_only)?;
+        Some((answers, answers.of(&name(arm))?))
     }
 
     /// Fails if the arm's answers do not give the record's figures: then they are not those of this record.
     fn check(&self, arm: &Arm) -> Result<()> {
-        let Some((_, values)) = self.samples(arm) else { return Ok(()) };
+        let Some((_, values)) = self.answers(arm) else { return Ok(()) };
         let metrics = &arm.metrics;
         for (metric, recorded, answers) in [
             ("verbmem_forget", &metrics.verbmem_forget, &values.verbmem_forget),

@@ -102,7 +102,7 @@ pub(super) fn files(export: &Export<'_>) -> Result<Vec<ExportFile>> {
         let folder = PathBuf::from(folder(arm));
         let summary = summary(arm);
         if !export.summary_only {
-            let (samples, values) = export.samples(arm).ok_or_else(|| Error::Missing {
+            let (stored, values) = export.answers(arm).ok_or_else(|| Error::Missing {
                 path: export.path.to_path_buf(),
                 what: "each answer, which MUSE_EVAL.json lists,",
                 remedy: format!(
@@ -111,7 +111,7 @@ pub(super) fn files(export: &Export<'_>) -> Result<Vec<ExportFile>> {
                     name(arm)
                 ),
             })?;
-            let prompts = |metric| samples.prompts(metric);
+            let prompts = |metric| stored.prompts(metric);
             let text = json(&eval(&summary, values, &prompts));
             files.push(ExportFile { path: folder.join("MUSE_EVAL.json"), text });
         }

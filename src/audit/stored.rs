@@ -7,7 +7,7 @@ use crate::suite::muse::{Metric, MuseValues};
 
 /// Every example with its prompt, and what each arm made of it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Samples {
+pub struct StoredAnswers {
     /// By metric in the order of [`Metric::ALL`]: what stood before the answer (for PrivLeak the texts, those to forget
     /// first), as the models saw it.
     pub prompts: [Vec<String>; 4],
@@ -15,7 +15,7 @@ pub struct Samples {
     pub arms: Vec<(String, MuseValues)>,
 }
 
-impl Samples {
+impl StoredAnswers {
     /// What the arm of this name answered.
     #[must_use]
     pub fn of(&self, name: &str) -> Option<&MuseValues> {
@@ -35,7 +35,7 @@ impl Audit {
     /// # Errors
     ///
     /// If a stored answer does not answer its question, or a decoder fails.
-    pub fn samples(&self, store: &Store) -> Result<Samples> {
+    pub fn stored_answers(&self, store: &Store) -> Result<StoredAnswers> {
         let (questions, tokenizer) = (self.questions(), self.tokenizer());
         let mut prompts = [const { Vec::new() }; 4];
         for (place, metric) in Metric::ALL.into_iter().enumerate() {
@@ -48,6 +48,6 @@ impl Audit {
                 arms.push((name, questions.measure(tokenizer, &answers)?));
             }
         }
-        Ok(Samples { prompts, arms })
+        Ok(StoredAnswers { prompts, arms })
     }
 }
