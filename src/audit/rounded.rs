@@ -1,16 +1,15 @@
 //! What roundings other than the nearest keep of an update, from the weights alone.
 
-use super::codes::pair::{Matrix, matrices};
-use crate::checkpoint::Checkpoint;
+use std::collections::HashMap;
+
+use super::codes::CodesPlan;
+use super::codes::pair::Pair;
+use crate::checkpoint::Tensor;
 use crate::error::Result;
-use crate::model::check_tensors;
 use crate::quant::{Precision, Rows, decode, encode, round};
 
-/// Weights of each checkpoint that are held at a time (or 8 rows, if that is more).
+/// Weights of each checkpoint that are held at a time (or a few rows, if that is more).
 const BLOCK: usize = 1 << 21;
-
-/// Rows come in multiples of this, so that no block of a table scheme is cut: columns are multiples of 8.
-const ROWS: usize = 8;
 
 /// What one rounding did to all quantized matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -39,7 +38,8 @@ impl Tally {
     }
 }
 
-/// Streams both checkpoints once and rounds the unlearned one at every precision; gives the tallies with the bytes read.
+/// Streams the plan's checkpoints once and rounds the unlearned one at every precision that quantizes; gives the tallies with
+/// the bytes read. The plan's schemes are not looked at.
 ///
 /// `watch` is told how many of how many weights are done.
 ///
@@ -47,46 +47,31 @@ impl Tally {
 ///
 /// If a weight cannot be read, or the two have other layers or shapes.
 pub(super) fn tally(
-    [target, unlearned]: [&std::path::Path; 2],
+    plan: &CodesPlan,
     precisions: &[Precision],
-    quantize_head: bool,
     watch: &mut dyn FnMut(u64, u64),
 ) -> Result<(Vec<Tally>, u64)> {
-    let (target, unlearned) = (Checkpoint::open(target)?, Checkpoint::open(unlearned)?);
-    check_tensors(&target)?;
-    check_tensors(&unlearned)?;
-    let matrices = matrices(&target, &unlearned, quantize_head)?;
-    let total = matrices.iter().map(|matrix| matrix.shape.iter().product::<usize>() as u64).sum();
+    let pair = Pair::open(plan)?;
+    let blocks: Vec<_> = pair.blocks(BLOCK).into_iter().filter(|block| block.matrix.is_some()).collect();
+    let total = blocks.iter().map(|block| block.weights()).sum();
     let mut tallies = vec![Tally::default(); precisions.len()];
     let mut done = 0;
-    for Matrix { name, shape, .. } in &matrices {
-        let [rows, cols] = *shape;
-        let step = ROWS * (BLOCK / (ROWS * cols)).max(1);
-        for start in (0..rows).step_by(step) {
-            let range = start..(start + step).min(rows);
-            let read = |checkpoint: &Checkpoint| {
-                checkpoint.tensors().read_rows(name, shape, range.clone()).map(|tensor| tensor.to_f32())
-            };
-            let (old, new) = (read(&target)?, read(&unlearned)?);
-            for (tally, precision) in tallies.iter_mut().zip(precisions) {
-                let Precision::Quantized(scheme, rounding) = *precision else { continue };
-                let what = Rows {
-                    weights: &new,
-                    target: Some(&old),
-                    rows: range.len(),
-                    cols,
-                    tensor: name,
-                    first: (start * cols) as u64,
-                };
-                let rounded = round(scheme, rounding, what);
-                tally.weights += new.len() as u64;
-                tally.moved += rounded.moved;
-                let from = decode(&encode(scheme, &old, range.len(), cols));
-                tally.add(&old, &new, &from, &decode(&rounded.packed));
-            }
-            done += new.len() as u64;
-            watch(done, total);
+    for block in &blocks {
+        let [rows, cols] = block.shape();
+        let [old, new] = pair.read(block)?.each_ref().map(Tensor::to_f32);
+        // Several roundings of one scheme have one Q(t).
+        let mut targets = HashMap::new();
+        for (tally, precision) in tallies.iter_mut().zip(precisions) {
+            let Precision::Quantized(scheme, rounding) = *precision else { continue };
+            let from = targets.entry(scheme).or_insert_with(|| decode(&encode(scheme, &old, rows, cols)));
+            let (target, tensor, first) = (Some(&old[..]), block.name(), block.first());
+            let rounded = round(scheme, rounding, Rows { weights: &new, target, rows, cols, tensor, first });
+            tally.weights += new.len() as u64;
+            tally.moved += rounded.moved;
+            tally.add(&old, &new, from, &decode(&rounded.packed));
         }
+        done += block.weights();
+        watch(done, total);
     }
-    Ok((tallies, target.tensors().bytes_read() + unlearned.tensors().bytes_read()))
+    Ok((tallies, pair.disk_bytes()))
 }

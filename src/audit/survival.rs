@@ -48,8 +48,8 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
             quantize_head: plan.quantize_head,
         };
         let passes = if rounded.is_empty() { 1 } else { 2 };
-        let paths = [plan.models[Plan::TARGET].path.as_path(), model.path.as_path()];
         let mut weights = 0;
+        let asked = codes.clone();
         let codes = compare_codes(codes, &mut |done, total| {
             weights = total;
             watch(&model.name, done, passes * total);
@@ -65,7 +65,7 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
         if rounded.is_empty() {
             continue;
         }
-        let tallies = tally(paths, &rounded, plan.quantize_head, &mut |done, _| {
+        let tallies = tally(&asked, &rounded, &mut |done, _| {
             watch(&model.name, (weights + done).min(2 * weights), 2 * weights);
         });
         bytes += tallies.as_ref().map_or(0, |(_, read)| *read);

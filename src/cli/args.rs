@@ -8,6 +8,7 @@ use super::audit::AuditArgs;
 use super::codes::CodesArgs;
 use super::compare::CompareArgs;
 use super::demo::DemoArgs;
+use super::device::Device;
 use super::devices::DevicesArgs;
 use super::export::ExportArgs;
 use super::generate::GenerateArgs;
@@ -15,6 +16,7 @@ use super::localize::LocalizeArgs;
 use super::quantize::QuantizeArgs;
 use super::report::ReportArgs;
 use super::shell::{CompletionsArgs, ManArgs};
+use crate::error::Result;
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
 
@@ -213,6 +215,26 @@ pub(super) struct Common {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
     pub(super) json: Option<Option<PathBuf>>,
+}
+
+/// How a command runs that is no audit.
+#[derive(Clone, Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    tune: TuneArgs,
+
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
+
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+impl RunArgs {
+    /// Opens the device that is asked for.
+    pub(super) fn open_device(&self) -> Result<Device> {
+        Device::open(self.common.device.as_ref(), self.tune.tuning(), self.memory.vram.is_some())
+    }
 }
 
 /// Where an audit's report goes.

@@ -5,13 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
 use super::folder::{Out, PLAN};
-use super::judge::JudgeArgs;
-use super::output::Output;
-use super::plan_file::{DeviceTable, PlanFile};
-use super::repair::RepairArgs;
-use super::session::{self, Asked};
+use super::plan_file::PlanFile;
+use super::session::{self, SessionArgs};
 use crate::audit::SeriesRequest;
 use crate::error::Result;
 use crate::metrics::membership::Corpus;
@@ -114,19 +110,7 @@ pub(super) struct AuditArgs {
     corpus: Option<CorpusName>,
 
     #[command(flatten)]
-    repair: RepairArgs,
-
-    #[command(flatten)]
-    judge: JudgeArgs,
-
-    #[command(flatten)]
-    tune: TuneArgs,
-
-    #[command(flatten)]
-    memory: MemoryArgs,
-
-    #[command(flatten)]
-    reported: ReportedArgs,
+    session: SessionArgs,
 }
 
 /// A corpus of MUSE.
@@ -148,45 +132,36 @@ impl From<CorpusName> for Corpus {
 
 /// Runs the audit that the flags, a plan or a run's folder describe.
 pub(super) fn run(args: AuditArgs) -> Result<()> {
-    let explain = args.memory.explain;
-    let ReportedArgs { common, html } = args.reported.clone();
-    let output = Output::new(common.json);
     let out = match (&args.resume, &args.out, args.no_out) {
         (Some(folder), ..) => Out::Resumed(folder.clone()),
         (None, Some(folder), _) => Out::Folder(folder.clone()),
         (None, None, true) => Out::None,
         (None, None, false) => Out::Dated,
     };
+    let asked = args.session.asked(out);
     let plan = match (&args.resume, &args.plan) {
         (Some(folder), _) => PlanFile::read(&folder.join(PLAN))?,
         (None, Some(plan)) => PlanFile::read(plan)?,
         (None, None) => args.plan_file()?,
     };
-    session::run(&plan, &Asked { out, output, html, explain })
+    session::run(&plan, &asked)
 }
 
 impl AuditArgs {
     /// What the flags say, as a plan.
     fn plan_file(self) -> Result<PlanFile> {
-        let device = self.reported.common.device.as_ref();
-        let memory = &self.memory;
-        let (dose, choose_dose) = self.repair.plan_file();
         let mut plan = PlanFile {
-            demo: false,
             target: self.target,
             unlearned: self.unlearned,
             retrain: self.retrain,
             data: self.data,
             tokenizer: self.tokenizer,
             precision: self.precision.iter().map(ToString::to_string).collect(),
-            dose,
-            choose_dose,
             limit: self.limit,
             quantize_head: self.quantize_head,
             corpus: self.corpus,
-            device: DeviceTable::new(device, self.tune.tuning(), memory.vram, memory.kv, memory.naive),
             series: self.series.into_iter().map(Into::into).collect(),
-            ..self.judge.plan_file()
+            ..self.session.plan_file()
         };
         plan.resolve(Path::new(""))?;
         Ok(plan)

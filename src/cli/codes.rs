@@ -7,14 +7,11 @@ use clap::Args;
 use super::args::Common;
 use super::device::Device;
 use super::output::Output;
-use super::progress::Progress;
+use super::progress::Amount;
 use crate::audit::{CodesPlan, compare_codes, compare_codes_on};
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Rounding, Scheme};
 use crate::report::{codes::Codes, codes_text};
-
-/// Weights that one step of the progress stands for.
-const STEP: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct CodesArgs {
@@ -57,24 +54,13 @@ pub(super) fn run(args: CodesArgs) -> Result<()> {
     let device = Device::open_unless_software(common.device.as_ref())?;
     let name = unlearned.display().to_string();
     let plan = CodesPlan { target, unlearned, schemes, quantize_head };
-    let mut progress: Option<Progress> = None;
-    let mut watch = |done: u64, total: u64| {
-        let [done, total] =
-            [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
-        let progress = progress.get_or_insert_with(|| {
-            let mut progress = Progress::new("million weights");
-            progress.part(&name, 0, total);
-            progress
-        });
-        progress.done(done);
-    };
+    let mut progress = Amount::weights();
+    let mut watch = |done: u64, total: u64| progress.show(&name, done, total);
     let found = match &device {
         Device::Cpu => compare_codes(plan, &mut watch),
         Device::Gpu(gpu) => compare_codes_on(gpu, plan, &mut watch),
     };
-    if let Some(mut progress) = progress {
-        progress.finish();
-    }
+    progress.finish();
     let codes = Codes::from(&found?);
     output.emit(&codes, |style| codes_text(&codes, style))
 }

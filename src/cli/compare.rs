@@ -8,9 +8,8 @@ use serde::Serialize;
 
 use clap::Args;
 
-use super::args::{Common, MemoryArgs, TuneArgs};
+use super::args::RunArgs;
 use super::arms::Arms;
-use super::device::Device;
 use super::generate::split;
 use super::output::{Output, say};
 use super::progress::Progress;
@@ -62,19 +61,13 @@ pub(super) struct CompareArgs {
     quantize_head: bool,
 
     #[command(flatten)]
-    tune: TuneArgs,
-
-    #[command(flatten)]
-    memory: MemoryArgs,
-
-    #[command(flatten)]
-    common: Common,
+    run: RunArgs,
 }
 
 /// Compares the arms.
 pub(super) fn run(args: CompareArgs) -> Result<()> {
     let CompareArgs { arms: asked, text, data, limit, window, stride, second_half, per_token, .. } = args;
-    let output = Output::new(args.common.json);
+    let output = Output::new(args.run.common.json.clone());
     let mut arms = Vec::new();
     for arm in &asked {
         let (directory, precision) = split(arm)?;
@@ -94,9 +87,9 @@ pub(super) fn run(args: CompareArgs) -> Result<()> {
         Some(path) => Some(BufWriter::new(std::fs::File::create(path).map_err(Error::write(path))?)),
         None => None,
     };
-    let device = Device::open(args.common.device.as_ref(), args.tune.tuning(), args.memory.vram.is_some())?;
+    let device = args.run.open_device()?;
     let (sources, names) = (comparison.sources().to_vec(), comparison.names().to_vec());
-    let arms = Arms::new(&device, sources, names, args.quantize_head, comparison.needs(), &args.memory);
+    let arms = Arms::new(&device, sources, names, args.quantize_head, comparison.needs(), &args.run.memory);
     let arms = arms.together();
     let mut open = &arms;
     let all = 0..comparison.names().len();
@@ -109,7 +102,7 @@ pub(super) fn run(args: CompareArgs) -> Result<()> {
     let mut record = Comparisons::new(&comparison, &compared, &device.info());
     record.memory = arms.record();
     record.kernels = device.kernels();
-    if args.memory.explain {
+    if args.run.memory.explain {
         let (seconds, _) = device.seconds();
         say(&counters_text(&record.counters, &seconds));
     }

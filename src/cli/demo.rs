@@ -6,13 +6,9 @@ use include_dir::{Dir, include_dir};
 
 use clap::Args;
 
-use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
 use super::folder::Out;
-use super::judge::JudgeArgs;
-use super::output::Output;
-use super::plan_file::{DeviceTable, PlanFile};
-use super::repair::RepairArgs;
-use super::session::{self, Asked};
+use super::plan_file::PlanFile;
+use super::session::{self, SessionArgs};
 use crate::audit::Request;
 use crate::error::{Error, Result};
 use crate::report::Report;
@@ -41,42 +37,14 @@ pub(super) struct DemoArgs {
     out: Option<PathBuf>,
 
     #[command(flatten)]
-    repair: RepairArgs,
-
-    #[command(flatten)]
-    judge: JudgeArgs,
-
-    #[command(flatten)]
-    tune: TuneArgs,
-
-    #[command(flatten)]
-    memory: MemoryArgs,
-
-    #[command(flatten)]
-    reported: ReportedArgs,
+    session: SessionArgs,
 }
 
 /// Audits the family.
 pub(super) fn run(args: &DemoArgs) -> Result<()> {
-    let ReportedArgs { common, html } = args.reported.clone();
-    let DemoArgs { memory, .. } = args;
-    let (dose, choose_dose) = args.repair.plan_file();
-    let plan = PlanFile {
-        demo: true,
-        dose,
-        choose_dose,
-        limit: args.limit,
-        device: DeviceTable::new(
-            common.device.as_ref(),
-            args.tune.tuning(),
-            memory.vram,
-            memory.kv,
-            memory.naive,
-        ),
-        ..args.judge.plan_file()
-    };
+    let plan = PlanFile { demo: true, limit: args.limit, ..args.session.plan_file() };
     let out = args.out.clone().map_or(Out::None, Out::Folder);
-    session::run(&plan, &Asked { out, output: Output::new(common.json), html, explain: memory.explain })
+    session::run(&plan, &args.session.asked(out))
 }
 
 /// The family on disk, as long as this lives.

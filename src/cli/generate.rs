@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::args::{Common, MemoryArgs, TuneArgs};
+use super::args::RunArgs;
 use super::arms::open_one;
-use super::device::Device;
 use super::output::{Output, notice, say};
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Ask, Engine, Needs, Observation, Options, Task};
@@ -40,19 +39,13 @@ pub(super) struct GenerateArgs {
     quantize_head: bool,
 
     #[command(flatten)]
-    tune: TuneArgs,
-
-    #[command(flatten)]
-    memory: MemoryArgs,
-
-    #[command(flatten)]
-    common: Common,
+    run: RunArgs,
 }
 
 /// Continues the prompt.
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    let GenerateArgs { model, prompt, max_new_tokens, keep_from, quantize_head, tune, memory, common } = args;
-    let (model, json) = match (model, common.json) {
+    let GenerateArgs { model, prompt, max_new_tokens, keep_from, quantize_head, run } = args;
+    let (model, json) = match (model, run.common.json.clone()) {
         // `--json DIR`: the directory is the one thing that cannot be missing.
         (None, Some(Some(directory))) => (directory, Some(None)),
         (model, json) => (model.ok_or_else(|| usage("DIR", "nothing", "a checkpoint directory"))?, json),
@@ -69,11 +62,12 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let prompt_ids = tokenizer.encode(&prompt)?;
     let max_new = fit(prompt_ids.len(), max_new_tokens, checkpoint.config().context)?;
 
-    let device = Device::open(common.device.as_ref(), tune.tuning(), memory.vram.is_some())?;
+    let device = run.open_device()?;
     let stop = checkpoint.config().eos.clone();
     let tasks = [Task { tokens: prompt_ids, ask: Ask::Generate { max_new, stop } }];
     let name = model.display().to_string();
-    let (lockstep, laid_out) = open_one(&device, source, &name, quantize_head, Needs::of(&tasks), &memory)?;
+    let (lockstep, laid_out) =
+        open_one(&device, source, &name, quantize_head, Needs::of(&tasks), &run.memory)?;
     let mut engine = Engine::new(vec![name], lockstep, Options::default());
     let mut observations = Vec::new();
     for arm in engine.run(&tasks, &mut |_| Ok(()))? {
@@ -98,7 +92,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         memory: laid_out,
         counters: engine.counters().into(),
     };
-    if memory.explain {
+    if run.memory.explain {
         say(&counters_text(&generated.counters, &generated.gpu_seconds));
     }
     output.emit(&generated, |_| format!("{}\n", generated.text))

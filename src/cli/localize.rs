@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::{Common, MemoryArgs, TuneArgs};
+use super::args::{MemoryArgs, RunArgs};
 use super::arms::Arms;
 use super::device::Device;
 use super::output::{Output, say};
@@ -55,18 +55,12 @@ pub(super) struct LocalizeArgs {
     seed: u64,
 
     #[command(flatten)]
-    tune: TuneArgs,
-
-    #[command(flatten)]
-    memory: MemoryArgs,
-
-    #[command(flatten)]
-    common: Common,
+    run: RunArgs,
 }
 
 /// Takes the unlearned checkpoint apart.
 pub(super) fn run(args: LocalizeArgs) -> Result<()> {
-    let output = Output::new(args.common.json.clone());
+    let output = Output::new(args.run.common.json.clone());
     let mut by = Vec::new();
     for way in args.by {
         if !by.contains(&way) {
@@ -89,10 +83,10 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
             ..Criteria::default()
         },
     })?;
-    let device = Device::open(args.common.device.as_ref(), args.tune.tuning(), args.memory.vram.is_some())?;
+    let device = args.run.open_device()?;
     let mut open = Opening {
         device: &device,
-        memory: &args.memory,
+        memory: &args.run.memory,
         progress: Progress::new("answers"),
         asked: 0,
         laid_out: Vec::new(),
@@ -102,7 +96,7 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
     let mut record = Localization::new(&localize, &localized?, &device.info());
     record.memory = open.laid_out;
     record.kernels = device.kernels();
-    if args.memory.explain {
+    if args.run.memory.explain {
         let (seconds, _) = device.seconds();
         say(&counters_text(&record.counters, &seconds));
     }

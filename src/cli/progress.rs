@@ -83,3 +83,48 @@ impl Progress {
         }
     }
 }
+
+/// A [`Progress`] of something that comes in large numbers, counted by so many of them, and only shown once there is
+/// some.
+pub(super) struct Amount {
+    unit: &'static str,
+    /// Of the power of 2 that one step stands for.
+    step_bits: u32,
+    progress: Option<Progress>,
+    current: String,
+}
+
+impl Amount {
+    /// Weights, by the million.
+    pub(super) fn weights() -> Self {
+        Self::new("million weights", 20)
+    }
+
+    /// Bytes, by the MiB.
+    pub(super) fn bytes() -> Self {
+        Self::new("MiB", 20)
+    }
+
+    fn new(unit: &'static str, step_bits: u32) -> Self {
+        Self { unit, step_bits, progress: None, current: String::new() }
+    }
+
+    /// Of the part of this name, `done` of `total` are done.
+    pub(super) fn show(&mut self, name: &str, done: u64, total: u64) {
+        let [done, total] =
+            [done, total].map(|count| usize::try_from(count >> self.step_bits).unwrap_or(usize::MAX));
+        let progress = self.progress.get_or_insert_with(|| Progress::new(self.unit));
+        if self.current != name {
+            name.clone_into(&mut self.current);
+            progress.part(name, 0, total);
+        }
+        progress.done(done);
+    }
+
+    /// Nothing more comes; the result follows.
+    pub(super) fn finish(self) {
+        if let Some(mut progress) = self.progress {
+            progress.finish();
+        }
+    }
+}

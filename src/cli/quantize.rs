@@ -5,16 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::Output;
-use super::progress::Progress;
+use super::progress::Amount;
 use crate::audit::{Format, QuantizePlan, quantize};
 use crate::checkpoint::Draft;
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Rounding, Scheme, Share};
 use crate::report::quantize::Quantized;
 use crate::report::quantize_text;
-
-/// Weights that one step of the progress stands for.
-const STEP: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct QuantizeArgs {
@@ -71,21 +68,10 @@ pub(super) fn run(args: QuantizeArgs) -> Result<()> {
         (None, None) => Rounding::Nearest,
     };
     let name = model.display().to_string();
-    let mut progress: Option<Progress> = None;
+    let mut progress = Amount::weights();
     let plan = QuantizePlan { model, target: keep_from, scheme, rounding, calibrate, format };
-    let found = quantize(plan, &draft, &mut |done, total| {
-        let [done, total] =
-            [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
-        let progress = progress.get_or_insert_with(|| {
-            let mut progress = Progress::new("million weights");
-            progress.part(&name, 0, total);
-            progress
-        });
-        progress.done(done);
-    });
-    if let Some(mut progress) = progress {
-        progress.finish();
-    }
+    let found = quantize(plan, &draft, &mut |done, total| progress.show(&name, done, total));
+    progress.finish();
     let record = Quantized::from(&found?);
     draft.write("undertext.json", &Output::to_json(&record)?)?;
     draft.publish()?;

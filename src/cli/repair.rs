@@ -29,7 +29,7 @@ pub(super) struct RepairArgs {
 
 impl RepairArgs {
     /// All shares to run, ascending, each once, as a plan names them; and whether one of them is to be chosen.
-    pub(super) fn plan_file(&self) -> (Vec<String>, bool) {
+    pub(super) fn doses(&self) -> (Vec<String>, bool) {
         let mut doses = self.dose.clone();
         match self.keep {
             Keep::Share(share) if self.repair => doses.push(share),

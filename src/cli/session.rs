@@ -2,21 +2,58 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::Args;
+
+use super::args::{MemoryArgs, ReportedArgs, TuneArgs};
 use super::arms::Arms;
 use super::device::Device;
 use super::folder::{Folder, Out};
-use super::judge::check;
+use super::judge::{JudgeArgs, check};
 use super::output::{Output, notice, say, write};
-use super::plan_file::PlanFile;
-use super::progress::Progress;
-use super::{args::MemoryArgs, demo, interrupt, log};
+use super::plan_file::{DeviceTable, PlanFile};
+use super::progress::{Amount, Progress};
+use super::repair::RepairArgs;
+use super::{demo, interrupt, log};
 use crate::audit::{ArmInfo, Audit, Findings, Inputs, Plan, Store, Survival, Watch, measure_survival};
 use crate::engine::Options;
 use crate::error::{Error, Result};
 use crate::report::{Report, Style, counters_text, report_html, report_text};
 
-/// Weights that one step of the progress stands for.
-const STEP: u64 = 1 << 20;
+/// What `audit` and `demo` take alike.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SessionArgs {
+    #[command(flatten)]
+    repair: RepairArgs,
+
+    #[command(flatten)]
+    judge: JudgeArgs,
+
+    #[command(flatten)]
+    tune: TuneArgs,
+
+    #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
+    reported: ReportedArgs,
+}
+
+impl SessionArgs {
+    /// These flags' part of a plan.
+    pub(super) fn plan_file(&self) -> PlanFile {
+        let MemoryArgs { vram, kv, naive, .. } = self.memory;
+        let (dose, choose_dose) = self.repair.doses();
+        let device = self.reported.common.device.as_ref();
+        let device = DeviceTable::new(device, self.tune.tuning(), vram, kv, naive);
+        PlanFile { dose, choose_dose, device, ..self.judge.plan_file() }
+    }
+
+    /// What they ask besides.
+    pub(super) fn asked(&self, out: Out) -> Asked {
+        let ReportedArgs { common, html } = self.reported.clone();
+        Asked { out, output: Output::new(common.json), html, explain: self.memory.explain }
+    }
+}
 
 /// What is asked of a session, besides the plan.
 #[derive(Debug)]
@@ -127,15 +164,9 @@ fn name(plan: &Plan) -> String {
 /// Opens the store of a folder and says what is there.
 fn open_store(folder: &Folder, audit: &Audit, device: &Device, kv: &str) -> Result<Store> {
     device.keep_choices(&folder.file("kernels.json"));
-    let mut progress = Progress::new("MiB");
-    let mut current = String::new();
+    let mut progress = Amount::bytes();
     let inputs = Inputs::of(audit, &device.identity(), kv, &mut |name, done, total| {
-        let [done, total] = [done, total].map(|bytes| usize::try_from(bytes >> 20).unwrap_or(usize::MAX));
-        if current != name {
-            name.clone_into(&mut current);
-            progress.part(&format!("reading {name}, to know it again"), 0, total);
-        }
-        progress.done(done);
+        progress.show(&format!("reading {name}, to know it again"), done, total);
         interrupt::check()
     });
     progress.finish();
@@ -149,16 +180,9 @@ fn open_store(folder: &Folder, audit: &Audit, device: &Device, kv: &str) -> Resu
 
 /// Compares the weights of every unlearned checkpoint with the target's, showing how far it is.
 fn survival(plan: &Plan) -> (Vec<Survival>, u64) {
-    let mut progress = Progress::new("million weights");
-    let mut current = String::new();
+    let mut progress = Amount::weights();
     let found = measure_survival(plan, &mut |name, done, total| {
-        let [done, total] =
-            [done, total].map(|weights| usize::try_from(weights / STEP).unwrap_or(usize::MAX));
-        if current != name {
-            name.clone_into(&mut current);
-            progress.part(&format!("weights of {name}"), 0, total);
-        }
-        progress.done(done);
+        progress.show(&format!("weights of {name}"), done, total);
     });
     progress.finish();
     found

@@ -35,7 +35,7 @@ pub(super) use params;
 /// A shader file below `shaders/`: its name and text.
 macro_rules! file {
     ($path:literal) => {
-        ($path, include_str!(concat!("../../shaders/", $path)))
+        ($path, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $path)))
     };
 }
 pub(super) use file;

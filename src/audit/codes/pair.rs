@@ -22,15 +22,15 @@ pub(super) fn unit_rows(cols: usize) -> usize {
 }
 
 /// A matrix that both checkpoints have.
-pub(in crate::audit) struct Matrix {
+pub(super) struct Matrix {
     pub(super) layer: Option<usize>,
     pub(super) module: &'static str,
-    pub(in crate::audit) name: String,
-    pub(in crate::audit) shape: [usize; 2],
+    name: String,
+    pub(super) shape: [usize; 2],
 }
 
 /// Both checkpoints.
-pub(super) struct Pair {
+pub(in crate::audit) struct Pair {
     target: Checkpoint,
     unlearned: Checkpoint,
     /// What schemes apply to.
@@ -41,32 +41,37 @@ pub(super) struct Pair {
 
 /// Rows that are read of both checkpoints at a time.
 #[derive(Clone, Debug)]
-pub(super) struct Block {
+pub(in crate::audit) struct Block {
     /// Index of the matrix, or `None` for what stays as stored.
-    pub(super) matrix: Option<usize>,
+    pub(in crate::audit) matrix: Option<usize>,
     name: String,
     shape: Vec<usize>,
     rows: Range<usize>,
 }
 
 impl Block {
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::audit) fn name(&self) -> &str {
         &self.name
     }
 
     /// Rows and columns.
-    pub(super) fn shape(&self) -> [usize; 2] {
+    pub(in crate::audit) fn shape(&self) -> [usize; 2] {
         [self.rows.len(), self.shape[1..].iter().product()]
     }
 
-    pub(super) fn weights(&self) -> u64 {
+    /// Index in its tensor of the first weight.
+    pub(in crate::audit) fn first(&self) -> u64 {
+        (self.rows.start * self.shape()[1]) as u64
+    }
+
+    pub(in crate::audit) fn weights(&self) -> u64 {
         self.shape().iter().product::<usize>() as u64
     }
 }
 
 impl Pair {
     /// Opens both, and checks that they have the same layers and shapes.
-    pub(super) fn open(plan: &CodesPlan) -> Result<Self> {
+    pub(in crate::audit) fn open(plan: &CodesPlan) -> Result<Self> {
         let target = Checkpoint::open(&plan.target)?;
         let unlearned = Checkpoint::open(&plan.unlearned)?;
         check_tensors(&target)?;
@@ -78,7 +83,7 @@ impl Pair {
 
     /// All weights in blocks of whole units, no more than `most` weights unless one unit is: the matrices in order, then
     /// what stays as stored.
-    pub(super) fn blocks(&self, most: usize) -> Vec<Block> {
+    pub(in crate::audit) fn blocks(&self, most: usize) -> Vec<Block> {
         let matrices = self.matrices.iter().enumerate();
         let matrices = matrices.map(|(index, matrix)| (Some(index), &matrix.name, &matrix.shape[..]));
         let others = self.others.iter().map(|(name, shape)| (None, name, &shape[..]));
@@ -98,7 +103,7 @@ impl Pair {
     }
 
     /// Reads a block of both, the target's first.
-    pub(super) fn read(&self, block: &Block) -> Result<[Tensor; 2]> {
+    pub(in crate::audit) fn read(&self, block: &Block) -> Result<[Tensor; 2]> {
         let read = |checkpoint: &Checkpoint| {
             checkpoint.tensors().read_rows(&block.name, &block.shape, block.rows.clone())
         };
@@ -107,17 +112,13 @@ impl Pair {
     }
 
     /// Bytes read so far.
-    pub(super) fn disk_bytes(&self) -> u64 {
+    pub(in crate::audit) fn disk_bytes(&self) -> u64 {
         self.target.tensors().bytes_read() + self.unlearned.tensors().bytes_read()
     }
 }
 
 /// The matrices to compare, after a check that both checkpoints have the same.
-pub(in crate::audit) fn matrices(
-    target: &Checkpoint,
-    unlearned: &Checkpoint,
-    quantize_head: bool,
-) -> Result<Vec<Matrix>> {
+fn matrices(target: &Checkpoint, unlearned: &Checkpoint, quantize_head: bool) -> Result<Vec<Matrix>> {
     let (ours, theirs) = (target.config(), unlearned.config());
     if ours.layers != theirs.layers {
         return Err(differ(target, unlearned, "the number of layers", &ours.layers, &theirs.layers));

@@ -4,6 +4,7 @@ use super::chart::{Chart, Line, Mark};
 use super::svg::domain;
 use super::table::{Cell, Table, estimate, figure, metric, none, trimmed};
 use super::{Badge, Figure, MEANS, Section, distinct, verdict_class};
+use crate::quant::{Precision, Rounding};
 use crate::report::divergence::Divergence;
 use crate::report::judgement::{Curve, Estimate, Series};
 use crate::report::schema::{Arm, Metric, Report};
@@ -21,9 +22,10 @@ pub(super) fn of<'a>(arm: &'a Arm, metric: &str) -> &'a Metric {
     }
 }
 
-/// Whether a precision is in nearest rounding; the others have a section of their own.
+/// Whether a precision is in nearest rounding; the others have a section of their own. A name that this version does not
+/// know is shown.
 fn is_nearest(precision: &str) -> bool {
-    !precision.contains('+')
+    precision.parse::<Precision>().map_or(true, |precision| precision.rounding() == Rounding::Nearest)
 }
 
 /// The picture that carries the verdict: each unlearned model between the target and the retrained model.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::Section;
+use crate::metrics::rouge::common;
 use crate::report::samples::Sample;
 use crate::report::schema::{Arm, Report};
 use crate::report::table::short_metric;
@@ -73,17 +74,13 @@ pub(super) fn samples(report: &Report) -> Section {
 }
 
 fn shown(arms: &[Arm], sample: &Sample) -> Shown {
-    let truth = words(&sample.truth);
-    let truth: Vec<_> = truth.iter().map(|range| sample.truth[range.clone()].to_lowercase()).collect();
-    let found: Vec<_> = sample.answers.iter().map(|answer| matches(&answer.text, &truth)).collect();
+    let found: Vec<_> = sample.answers.iter().map(|answer| common(&answer.text, &sample.truth)).collect();
     let rows = arms.iter().zip(&sample.answers).enumerate().map(|(place, (arm, answer))| {
         let quantized = arm.role == "unlearned" && arm.precision != "fp16";
         let full = arms.iter().position(|other| other.name == arm.name && other.precision == "fp16");
-        let before: HashSet<usize> = match full.filter(|_| quantized).and_then(|full| found.get(full)) {
-            Some(full) => full.iter().map(|(_, at)| *at).collect(),
-            // Nothing comes back in the others.
-            None => (0..truth.len()).collect(),
-        };
+        // Nothing comes back in the others.
+        let before = full.filter(|_| quantized).map_or(&found[place], |full| &found[full]);
+        let before: HashSet<usize> = before.iter().map(|(_, at)| *at).collect();
         Row {
             model: arm.name.clone(),
             precision: arm.precision.clone(),
@@ -92,47 +89,6 @@ fn shown(arms: &[Arm], sample: &Sample) -> Shown {
         }
     });
     Shown { prompt: sample.prompt.clone(), truth: sample.truth.clone(), rows: rows.collect() }
-}
-
-/// Where the words of a text are: runs of ASCII letters and digits.
-fn words(text: &str) -> Vec<Range<usize>> {
-    let mut found: Vec<Range<usize>> = Vec::new();
-    for (at, byte) in text.bytes().enumerate().filter(|(_, byte)| byte.is_ascii_alphanumeric()) {
-        match found.last_mut() {
-            Some(last) if last.end == at => last.end = at + 1,
-            _ => found.push(at..at + 1),
-        }
-        debug_assert!(byte.is_ascii());
-    }
-    found
-}
-
-/// The words of `text` that are in a longest common subsequence with the truth's, each with its place there.
-fn matches(text: &str, truth: &[String]) -> Vec<(Range<usize>, usize)> {
-    let own = words(text);
-    let is = |i: usize, j: usize| text[own[i].clone()].eq_ignore_ascii_case(&truth[j]);
-    let (n, m) = (own.len(), truth.len());
-    // longest[i][j] is the length for own[i..] and truth[j..].
-    let mut longest = vec![vec![0_u32; m + 1]; n + 1];
-    for i in (0..n).rev() {
-        for j in (0..m).rev() {
-            longest[i][j] =
-                if is(i, j) { longest[i + 1][j + 1] + 1 } else { longest[i + 1][j].max(longest[i][j + 1]) };
-        }
-    }
-    let (mut i, mut j) = (0, 0);
-    let mut found = Vec::new();
-    while i < n && j < m {
-        if is(i, j) {
-            found.push((own[i].clone(), j));
-            (i, j) = (i + 1, j + 1);
-        } else if longest[i + 1][j] >= longest[i][j + 1] {
-            i += 1;
-        } else {
-            j += 1;
-        }
-    }
-    found
 }
 
 /// The text in parts of one kind each; blanks between two words of a kind are of that kind.
@@ -161,9 +117,8 @@ mod tests {
     use super::*;
 
     fn marked(text: &str, truth: &str, full: &str) -> String {
-        let truth: Vec<_> = words(truth).into_iter().map(|range| truth[range].to_lowercase()).collect();
-        let before = matches(full, &truth).into_iter().map(|(_, at)| at).collect();
-        let pieces = pieces(text, &matches(text, &truth), &before);
+        let before = common(full, truth).into_iter().map(|(_, at)| at).collect();
+        let pieces = pieces(text, &common(text, truth), &before);
         pieces
             .iter()
             .map(|Piece { text, kind }| match kind {

@@ -63,3 +63,28 @@ impl Rounded {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Rounding, Scheme, Share};
+
+    #[test]
+    fn what_was_kept_is_read_back_and_nothing_else() {
+        let key = |block, share| Key {
+            block,
+            owner: 0,
+            tensor: "w".to_owned(),
+            how: Packing { scheme: Scheme::Int4Row, rounding: Rounding::Kept(share), target: Some(1) },
+        };
+        let mut rounded = Rounded::default();
+        assert_eq!(rounded.read(&key(0, Share::ALL)).unwrap(), None);
+        rounded.keep(key(0, Share::ALL), &[1, 2, 3]).unwrap();
+        rounded.keep(key(1, Share::ALL), &[]).unwrap();
+        rounded.keep(key(0, Share::USUAL), &[u32::MAX; 5]).unwrap();
+        assert_eq!(rounded.read(&key(0, Share::ALL)).unwrap(), Some(vec![1, 2, 3]));
+        assert_eq!(rounded.read(&key(1, Share::ALL)).unwrap(), Some(vec![]));
+        assert_eq!(rounded.read(&key(0, Share::USUAL)).unwrap(), Some(vec![u32::MAX; 5]));
+        assert_eq!(rounded.read(&key(1, Share::USUAL)).unwrap(), None);
+    }
+}
