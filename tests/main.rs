@@ -26,6 +26,7 @@ mod lockstep;
 mod metrics;
 mod quant;
 mod reference;
+mod released;
 mod repair;
 mod report;
 mod report_html;

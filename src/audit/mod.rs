@@ -23,6 +23,7 @@ mod localize;
 mod packing;
 mod plan;
 mod quantize;
+mod released;
 mod repair;
 mod rounded;
 mod run;
@@ -42,6 +43,7 @@ pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSourc
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
 pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, quantize};
+pub use released::{Released, ReleasedRequest};
 pub use repair::{Chosen, MetricChange, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::quant::{Precision, Rows, decode, encode, round};
 
 /// Weights of each checkpoint that are held at a time (or a few rows, if that is more).
-const BLOCK: usize = 1 << 21;
+pub(super) const BLOCK: usize = 1 << 21;
 
 /// What one rounding did to all quantized matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -29,7 +29,7 @@ impl Tally {
         (self.update > 0.0).then_some(self.kept / self.update).filter(|share| share.is_finite())
     }
 
-    fn add(&mut self, target: &[f32], unlearned: &[f32], from: &[f32], to: &[f32]) {
+    pub(super) fn add(&mut self, target: &[f32], unlearned: &[f32], from: &[f32], to: &[f32]) {
         for (((&old, &new), &from), &to) in target.iter().zip(unlearned).zip(from).zip(to) {
             let delta = f64::from(new) - f64::from(old);
             self.update += delta * delta;

@@ -84,6 +84,8 @@ pub struct Audit {
     checkpoints: Vec<Arc<Checkpoint>>,
     /// Of each checkpoint's linear layers, as stored.
     stored: Vec<Scheme>,
+    /// As [`Plan::released`], each with what its linear layers are read as.
+    released: Vec<(Arc<Checkpoint>, Scheme)>,
     tokenizer: Tokenizer,
     questions: Prepared,
     stop: Option<Arc<AtomicBool>>,
@@ -105,6 +107,14 @@ impl Audit {
             .collect::<Result<_>>()?;
         checkpoints.iter().try_for_each(|checkpoint| check_tensors(checkpoint))?;
         let stored: Vec<_> = checkpoints.iter().map(|c| stored_scheme(c)).collect::<Result<_>>()?;
+
+        let released = plan.released.iter().map(|file| {
+            let checkpoint = file.open(&checkpoints[file.model])?;
+            check_tensors(&checkpoint)?;
+            let stored = stored_scheme(&checkpoint)?;
+            Ok((checkpoint, stored))
+        });
+        let released = released.collect::<Result<_>>()?;
 
         let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
         let stop = checkpoints.first().map_or(&[][..], |target| &target.config().eos);
@@ -129,7 +139,7 @@ impl Audit {
             found: "no directory".to_owned(),
             expected: "a checkpoint directory".to_owned(),
         })?;
-        let audit = Self { plan, checkpoints, stored, tokenizer, questions, stop: None };
+        let audit = Self { plan, checkpoints, stored, released, tokenizer, questions, stop: None };
         audit.sources().iter().try_for_each(Source::check)?;
         Ok(audit)
     }
@@ -152,8 +162,9 @@ impl Audit {
     #[must_use]
     pub fn sources(&self) -> Vec<Source> {
         let target = &self.checkpoints[Plan::TARGET];
-        let source = |(model, precision): (usize, Precision)| {
-            Source::new(&self.checkpoints[model], precision).with_target(target)
+        let source = |(model, precision)| match self.plan.released_as(model, precision) {
+            Some(file) => Source::new(&self.released[file].0, Precision::Full),
+            None => Source::new(&self.checkpoints[model], precision).with_target(target),
         };
         self.plan.arms().map(source).collect()
     }
@@ -172,12 +183,25 @@ impl Audit {
         let Some((model, precision)) = self.plan.arms().nth(place) else {
             unreachable!("arm {place} of the plan")
         };
-        (model, precision, precision.scheme(self.stored[model]))
+        (model, precision, self.scheme(model, precision))
+    }
+
+    /// What the layers' matrices of a model are in at a precision.
+    fn scheme(&self, model: usize, precision: Precision) -> Scheme {
+        match self.plan.released_as(model, precision) {
+            Some(file) => self.released[file].1,
+            None => precision.scheme(self.stored[model]),
+        }
     }
 
     /// As [`Plan::models`].
     pub(super) fn checkpoints(&self) -> &[Arc<Checkpoint>] {
         &self.checkpoints
+    }
+
+    /// As [`Plan::released`].
+    pub(super) fn released(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
+        self.released.iter().map(|(checkpoint, _)| checkpoint)
     }
 
     /// What every arm is asked.
@@ -209,7 +233,12 @@ impl Audit {
     /// Findings without any arm.
     #[must_use]
     pub fn nothing_yet(&self) -> Findings {
-        let disk_bytes = self.checkpoints.iter().map(|checkpoint| checkpoint.tensors().header_bytes()).sum();
+        let disk_bytes = self
+            .checkpoints
+            .iter()
+            .chain(self.released())
+            .map(|checkpoint| checkpoint.tensors().header_bytes())
+            .sum();
         Findings {
             plan: self.plan.clone(),
             arms: Vec::new(),
@@ -344,7 +373,7 @@ impl Audit {
         Ok(ArmResult {
             model,
             precision,
-            scheme: precision.scheme(self.stored[model]),
+            scheme: self.scheme(model, precision),
             verbmem_forget: mean(&values.verbmem_forget),
             knowmem_forget: mean(&values.knowmem_forget),
             knowmem_retain: mean(&values.knowmem_retain),

@@ -4,8 +4,10 @@ use super::codes::{CodesPlan, compare_codes};
 use super::divergence::{AnswerSet, FourWay};
 use super::findings::Findings;
 use super::plan::Plan;
-use super::rounded::tally;
+use super::released;
+use super::rounded::{Tally, tally};
 use super::statistics::Statistics;
+use crate::error::Error;
 use crate::metrics::Measured;
 use crate::metrics::correlation::spearman;
 use crate::quant::{Precision, Rounding};
@@ -23,6 +25,20 @@ pub struct Survival {
     pub moved: Option<(u64, u64)>,
 }
 
+impl Survival {
+    /// What a tally says, or why there is none.
+    fn of(unlearned: usize, precision: Precision, tally: Result<&Tally, &Error>) -> Self {
+        let (value, moved) = match tally {
+            Ok(tally) => {
+                let value = tally.survival().map_or_else(no_update, Measured::Value);
+                (value, Some((tally.moved, tally.weights)))
+            }
+            Err(error) => (Measured::Missing(error.to_string()), None),
+        };
+        Self { unlearned, precision, value, moved }
+    }
+}
+
 /// Reads the target and every unlearned checkpoint once more, and gives the survivals with the bytes read.
 ///
 /// `watch` is told the checkpoint, and how many of how many weights are done. A pair that cannot be compared (another
@@ -30,7 +46,7 @@ pub struct Survival {
 pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (Vec<Survival>, u64) {
     let schemes = plan.precisions.iter().filter_map(|&precision| match precision {
         Precision::Quantized(scheme, Rounding::Nearest) => Some(scheme),
-        Precision::Full | Precision::Quantized(..) => None,
+        Precision::Full | Precision::Quantized(..) | Precision::Released(_) => None,
     });
     let schemes: Vec<_> = schemes.collect();
     let rounded = plan.precisions.iter().copied();
@@ -62,6 +78,15 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
             };
             all.push(Survival { unlearned, precision: Precision::nearest(scheme), value, moved: None });
         }
+        let files = plan.released.iter().filter(|file| file.model == unlearned);
+        for file in files {
+            let tally = released::survival(&asked, &file.path, file.scheme, &mut |done, total| {
+                watch(&format!("{} {}", model.name, file.precision()), done, total);
+            });
+            bytes += tally.as_ref().map_or(0, |(_, read)| *read);
+            let tally = tally.as_ref().map(|(tally, _)| tally);
+            all.push(Survival::of(unlearned, file.precision(), tally));
+        }
         if rounded.is_empty() {
             continue;
         }
@@ -70,17 +95,8 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
         });
         bytes += tallies.as_ref().map_or(0, |(_, read)| *read);
         for (index, &precision) in rounded.iter().enumerate() {
-            let (value, moved) = match &tallies {
-                Ok((tallies, _)) => {
-                    let tally = &tallies[index];
-                    (
-                        tally.survival().map_or_else(no_update, Measured::Value),
-                        Some((tally.moved, tally.weights)),
-                    )
-                }
-                Err(error) => (Measured::Missing(error.to_string()), None),
-            };
-            all.push(Survival { unlearned, precision, value, moved });
+            let tally = tallies.as_ref().map(|(tallies, _)| &tallies[index]);
+            all.push(Survival::of(unlearned, precision, tally));
         }
     }
     (all, bytes)

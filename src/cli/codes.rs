@@ -73,7 +73,9 @@ pub(super) fn scheme(text: &str) -> Result<Scheme> {
         Ok(Precision::Quantized(..)) => {
             Err(wrong("schemes alone: their nearest codes are compared".to_owned()))
         }
-        Ok(Precision::Full) => Err(wrong("a scheme that quantizes: full precision has no codes".to_owned())),
+        Ok(Precision::Full | Precision::Released(_)) => {
+            Err(wrong("a scheme that quantizes: full precision has no codes".to_owned()))
+        }
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),
         Err(other) => Err(other),
     }

@@ -23,6 +23,7 @@ mod output;
 mod plan_file;
 mod progress;
 mod quantize;
+mod released;
 mod repair;
 mod report;
 mod session;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::CorpusName;
 use super::judge::OutcomeName;
 use super::memory::{exact, kv, size};
-use crate::audit::{Criteria, Request, SeriesRequest};
+use crate::audit::{Criteria, ReleasedRequest, Request, SeriesRequest};
 use crate::checkpoint::files::read_text;
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceChoice, Tuning};
@@ -69,6 +69,9 @@ pub(super) struct PlanFile {
     pub(super) criteria: CriteriaTable,
     /// What it runs on.
     pub(super) device: DeviceTable,
+    /// `--released`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) released: Vec<ReleasedTable>,
     /// `--series`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) series: Vec<SeriesTable>,
@@ -95,6 +98,7 @@ impl Default for PlanFile {
             fail_on: Vec::new(),
             criteria: CriteriaTable::default(),
             device: DeviceTable::default(),
+            released: Vec::new(),
             series: Vec::new(),
         }
     }
@@ -223,6 +227,37 @@ impl From<Tuning> for TuningName {
     }
 }
 
+/// [`ReleasedRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReleasedTable {
+    /// May be left out if there is one unlearned checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unlearned: Option<String>,
+    path: PathBuf,
+    scheme: String,
+}
+
+impl From<ReleasedRequest> for ReleasedTable {
+    fn from(ReleasedRequest { of, path, scheme }: ReleasedRequest) -> Self {
+        // A request without a scheme is refused when the plan is made.
+        Self {
+            unlearned: of,
+            path,
+            scheme: scheme.map_or_else(String::new, |scheme| scheme.name().to_owned()),
+        }
+    }
+}
+
+impl ReleasedTable {
+    fn request(&self) -> Result<ReleasedRequest> {
+        let Self { unlearned: of, path, scheme } = self.clone();
+        let scheme = Some(scheme).filter(|scheme| !scheme.is_empty());
+        let scheme = scheme.map(|scheme| super::quantize::scheme(&scheme)).transpose()?;
+        Ok(ReleasedRequest { of, path, scheme })
+    }
+}
+
 /// [`SeriesRequest`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -291,6 +326,7 @@ impl PlanFile {
             ("--retrain", self.retrain.iter_mut().collect()),
             ("--data", self.data.iter_mut().collect()),
             ("--tokenizer", self.tokenizer.iter_mut().collect()),
+            ("--released", self.released.iter_mut().map(|file| &mut file.path).collect()),
             ("--series", steps.map(|step| &mut step.unlearned).collect()),
         ];
         for (flag, paths) in named {
@@ -373,6 +409,7 @@ impl PlanFile {
             quantize_head: self.quantize_head,
             tokenizer: self.tokenizer.clone(),
             corpus: self.corpus.map(Into::into),
+            released: self.released.iter().map(ReleasedTable::request).collect::<Result<_>>()?,
             series: self.series.iter().map(Into::into).collect(),
             criteria: self.criteria.into(),
         })

@@ -86,7 +86,7 @@ pub(super) fn scheme(text: &str) -> Result<Scheme> {
         Ok(Precision::Quantized(..)) => {
             Err(wrong("a scheme alone; --keep-from and --stochastic say how to round".to_owned()))
         }
-        Ok(Precision::Full) => Err(wrong("a scheme that quantizes".to_owned())),
+        Ok(Precision::Full | Precision::Released(_)) => Err(wrong("a scheme that quantizes".to_owned())),
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),
         Err(other) => Err(other),
     }

@@ -113,7 +113,7 @@ fn schema_arm(findings: &Findings, arm: &ArmResult, intervals: &ArmIntervals) ->
         role: model.role.name().to_owned(),
         precision: arm.precision.to_string(),
         scheme: arm.scheme.name().to_owned(),
-        path: model.path.display().to_string(),
+        path: findings.plan.path_of(arm.model, arm.precision).display().to_string(),
         metrics: schema::Metrics {
             verbmem_forget: metric(0, &arm.verbmem_forget, verbmem_forget),
             knowmem_forget: metric(1, &arm.knowmem_forget, knowmem_forget),
