@@ -32,6 +32,7 @@ mod report;
 mod report_html;
 mod run_folder;
 mod shaders;
+mod shard;
 mod statistics;
 mod store;
 mod suite;

@@ -14,6 +14,7 @@
 //! an update quantization keeps.
 //! [`quantize()`] writes a checkpoint whose rounding keeps it.
 
+mod answered;
 mod ask;
 mod codes;
 mod comparison;
@@ -28,6 +29,7 @@ mod repair;
 mod rounded;
 mod run;
 mod series;
+mod share;
 mod statistics;
 mod store;
 mod stored;
@@ -47,6 +49,7 @@ pub use released::{Released, ReleasedRequest};
 pub use repair::{Chosen, MetricChange, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
+pub use share::{Portion, Shard};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
 pub use store::{Inputs, ModelInputs, Store, engine_revision};
 pub use stored::StoredAnswers;

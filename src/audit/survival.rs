@@ -39,11 +39,15 @@ impl Survival {
     }
 }
 
-/// Reads the target and every unlearned checkpoint once more, and gives the survivals with the bytes read.
+/// Reads the target and these of the plan's unlearned models once more, and gives the survivals with the bytes read.
 ///
 /// `watch` is told the checkpoint, and how many of how many weights are done. A pair that cannot be compared (another
 /// architecture) has no survival, with the reason: the audit's own figures do not need it.
-pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (Vec<Survival>, u64) {
+pub fn measure_survival(
+    plan: &Plan,
+    unlearned: &[usize],
+    watch: &mut dyn FnMut(&str, u64, u64),
+) -> (Vec<Survival>, u64) {
     let schemes = plan.precisions.iter().filter_map(|&precision| match precision {
         Precision::Quantized(scheme, Rounding::Nearest) => Some(scheme),
         Precision::Full | Precision::Quantized(..) | Precision::Released(_) => None,
@@ -55,7 +59,7 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
     if schemes.is_empty() {
         return (all, bytes);
     }
-    for unlearned in plan.unlearned() {
+    for &unlearned in unlearned {
         let model = &plan.models[unlearned];
         let codes = CodesPlan {
             target: plan.models[Plan::TARGET].path.clone(),

@@ -13,6 +13,7 @@ use super::devices::DevicesArgs;
 use super::export::ExportArgs;
 use super::generate::GenerateArgs;
 use super::localize::LocalizeArgs;
+use super::merge::MergeArgs;
 use super::quantize::QuantizeArgs;
 use super::report::ReportArgs;
 use super::shell::{CompletionsArgs, ManArgs};
@@ -66,6 +67,7 @@ Examples:
   undertext audit --target T --unlearned U --data D --out runs/npo
   undertext audit --resume runs/npo           go on after Ctrl-C, a crash or a lost device
   undertext audit runs/npo/plan.toml          ask the same again, into a new folder
+  undertext audit runs/npo/plan.toml --shard 1/3 --out shards/1      a third of it (see merge)
 
 A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
 Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and \
@@ -155,6 +157,22 @@ them), or packed with --format compressed-tensors; all other tensors as stored. 
 
 Schemes: int8, int4 (= int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Quantize(QuantizeArgs),
+
+    /// Join the run folders of all shards of an audit, and make its report
+    #[command(after_help = "\
+Examples:
+  undertext audit --target T --unlearned U --data D --shard 1/3 --out shards/1      on one machine
+  undertext audit --target T --unlearned U --data D --shard 2/3 --out shards/2      on another
+  undertext audit --target T --unlearned U --data D --shard 3/3 --out shards/3
+  undertext merge shards/1 shards/2 shards/3 --out runs/npo
+  undertext merge shards/* --out runs/npo --json report.json --html report.html
+
+No model is run and no weight is read, only the checkpoints' headers, the tokenizer and the data. The report is that of one run \
+of the whole audit, but for `counters`, `gpu_seconds`, `gpu_timed_dispatches` and, on a GPU, `memory` and kernels for problems that one \
+run does not meet. All shards must be of one plan, of the same inputs (by content), one build of the program, one kind of device \
+and the same kernels, and be done: what differs or is missing is named, and nothing is written (exit code 3; 2 if a shard is missing or \
+given twice, 1 while it is running). The folder then is as any run's; --fail-on of the plan counts here.")]
+    Merge(MergeArgs),
 
     /// Make the page of an audit's record or run folder: report.html of report.json
     #[command(after_help = "\

@@ -58,7 +58,7 @@ pub(super) struct AuditArgs {
     plan: Option<PathBuf>,
 
     /// Go on with the run in this folder
-    #[arg(long, value_name = "DIR", conflicts_with_all = PLANNED, conflicts_with_all = ["plan", "out", "no_out"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = PLANNED, conflicts_with_all = ["plan", "out", "no_out", "shard"])]
     resume: Option<PathBuf>,
 
     /// The run's folder: a new one, or that of the same audit, which then goes on
@@ -149,7 +149,7 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
     let asked = args.session.asked(out);
     let plan = match (&args.resume, &args.plan) {
         (Some(folder), _) => PlanFile::read(&folder.join(PLAN))?,
-        (None, Some(plan)) => PlanFile::read(plan)?,
+        (None, Some(plan)) => args.session.of_shard(PlanFile::read(plan)?),
         (None, None) => args.plan_file()?,
     };
     session::run(&plan, &asked)

@@ -19,6 +19,7 @@ mod judge;
 mod localize;
 mod log;
 mod memory;
+mod merge;
 mod output;
 mod plan_file;
 mod progress;
@@ -27,6 +28,7 @@ mod released;
 mod repair;
 mod report;
 mod session;
+mod shard;
 mod shell;
 
 use std::ffi::OsString;
@@ -60,6 +62,7 @@ where
         args::Command::Compare(args) => compare::run(args),
         args::Command::Localize(args) => localize::run(args),
         args::Command::Quantize(args) => quantize::run(args),
+        args::Command::Merge(args) => merge::run(&args),
         args::Command::Report(args) => report::run(args),
         args::Command::Export(args) => export::run(&args),
         args::Command::Completions(args) => shell::completions(&args),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::CorpusName;
 use super::judge::OutcomeName;
 use super::memory::{exact, kv, size};
-use crate::audit::{Criteria, ReleasedRequest, Request, SeriesRequest};
+use crate::audit::{Criteria, ReleasedRequest, Request, SeriesRequest, Shard};
 use crate::checkpoint::files::read_text;
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceChoice, Tuning};
@@ -26,6 +26,9 @@ pub(super) struct PlanFile {
     /// Whether the family is the one that is built into the program; then the next four are not given.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) demo: bool,
+    /// `--shard`; the whole audit without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) shard: Option<Shard>,
     /// `--target`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) target: Option<PathBuf>,
@@ -81,6 +84,7 @@ impl Default for PlanFile {
     fn default() -> Self {
         Self {
             demo: false,
+            shard: None,
             target: None,
             unlearned: Vec::new(),
             retrain: None,
@@ -375,6 +379,11 @@ impl PlanFile {
         Ok(())
     }
 
+    /// Whether arms are held against each other: one at a time, there is nothing to hold them against.
+    pub(super) fn compares(&self) -> bool {
+        self.divergence && !self.device.naive()
+    }
+
     /// The file's text.
     ///
     /// # Errors
@@ -421,13 +430,18 @@ impl PlanFile {
     ///
     /// [`Error::PlansDiffer`] with the first field that differs.
     pub(super) fn same_as(&self, theirs: &Self, path: &Path) -> Result<()> {
-        let table = |plan: &Self| toml::Table::try_from(plan).unwrap_or_default();
-        match difference("", &table(theirs), &table(self)) {
+        match theirs.difference(self) {
             Some((field, found, asked)) => {
                 Err(Error::PlansDiffer { path: path.to_path_buf(), field, found, asked })
             }
             None => Ok(()),
         }
+    }
+
+    /// The first field that is not as in `other`, with its value here and there.
+    pub(super) fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let table = |plan: &Self| toml::Table::try_from(plan).unwrap_or_default();
+        difference("", &table(self), &table(other))
     }
 }
 

@@ -123,6 +123,32 @@ impl Inputs {
         Key::from(&hasher)
     }
 
+    /// The first that is not as in `other`: what it is, here and there.
+    pub(super) fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let Self { engine, device, kv, quantize_head, tokenizer, models, released } = self;
+        let mut fields = vec![
+            ("device".to_owned(), device.clone(), other.device.clone()),
+            ("engine (the program's build)".to_owned(), engine.clone(), other.engine.clone()),
+            ("kv".to_owned(), kv.clone(), other.kv.clone()),
+            ("quantize_head".to_owned(), quantize_head.to_string(), other.quantize_head.to_string()),
+            ("tokenizer".to_owned(), tokenizer.clone(), other.tokenizer.clone()),
+            ("number of models".to_owned(), models.len().to_string(), other.models.len().to_string()),
+            (
+                "number of released files".to_owned(),
+                released.len().to_string(),
+                other.released.len().to_string(),
+            ),
+        ];
+        let released = released.iter().zip(&other.released);
+        for (model, other) in models.iter().zip(&other.models).chain(released) {
+            let name = &model.name;
+            fields.push(("name of a model".to_owned(), name.clone(), other.name.clone()));
+            fields.push((format!("weights of {name}"), model.weights.clone(), other.weights.clone()));
+            fields.push((format!("config.json of {name}"), model.config.clone(), other.config.clone()));
+        }
+        fields.into_iter().find(|(_, here, there)| here != there)
+    }
+
     /// What has changed since `before`, one sentence each.
     pub(super) fn changes(&self, before: &Self) -> Vec<String> {
         let Self { engine, device, kv, quantize_head, tokenizer, models, released } = self;
