@@ -7,7 +7,6 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use undertext::audit::{Audit, Plan, Portion, Request, Shard};
-use undertext::engine::Task;
 use undertext::quant::{Precision, Scheme};
 
 use crate::family::Family;
@@ -123,7 +122,6 @@ fn the_split_is_even_and_repeated_tasks_stay_together() {
         assert!(owners[&10] == owners[&11] && owners[&11] == owners[&12], "{owners:?}");
         assert!(shares.iter().all(|&share| share > 0), "{shares:?}");
     }
-    let _: fn(Vec<u32>) -> Task = Task::score;
 }
 
 #[test]
@@ -132,6 +130,11 @@ fn shards_give_the_report_of_one_run() {
     let root = family.path("");
     good(&run(&root, &format!("{AUDIT} --out whole --json whole.json")));
     let want = figures(&root.join("whole")).0;
+    for part in
+        ["\"divergence\":[{", "\"survival\":[{", "\"repairs\":[{", "\"series\":[{", "\"complete\":true"]
+    {
+        assert!(want.contains(part), "{part}");
+    }
     let want_lines = lines(&root.join("whole"));
     for of in [1, 2, 3, 7] {
         let name = format!("of{of}_");
@@ -280,7 +283,8 @@ fn what_cannot_be_a_shard_is_refused() {
     );
     fails(&run(&root, &format!("{AUDIT} --out s")), 3, &["shard is \"1/2\" there and not given here"]);
     fails(&run(&root, "audit --resume s --json"), 2, &["--json: ", "shard 1/2"]);
-    // Another shard of the same plan, by its file.
+    // Another shard of the same plan, by its file; what kernels it computes with may lie in its folder already.
+    family.write("t/kernels.json", "{}");
     good(&run(&root, "audit s/plan.toml --shard 2/2 --out t"));
     good(&run(&root, "merge t s --out merged"));
     let plan = std::fs::read_to_string(root.join("s/plan.toml")).unwrap();
@@ -303,7 +307,7 @@ fn folders_that_do_not_belong_together_are_refused() {
     refused("merge s1 mine --out m", 3, &["mine/plan.toml", "missing", "--shard"]);
     refused("merge s1 nowhere --out m", 3, &["nowhere/plan.toml", "missing"]);
     refused("merge s1 whole --out m", 3, &["whole/plan.toml: shard: found none"]);
-    refused("merge s1 --out m", 2, &["1 of 2 shards", "2/2 is missing"]);
+    refused("merge s1 --out m", 2, &["1 of 2 shards", "without 2/2"]);
     refused("merge s1 s1 --out m", 2, &["s1 and s1", "shard 1/2", "once"]);
     good(&run(&root, &format!("{line} --shard 1/2 --out twin")));
     refused("merge s1 twin s2 --out m", 2, &["s1 and twin", "shard 1/2"]);

@@ -2,7 +2,8 @@
 //!
 //! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks all arms the same questions, and
 //! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
-//! way still has a report. [`Store`] keeps what arms answered on disk, so that such a run goes on where it was.
+//! way still has a report. [`Store`] keeps what arms answered on disk, so that such a run goes on where it was. [`Shard`]
+//! says which part of an audit one of several machines asks.
 //!
 //! [`Comparison`] holds arms' logits against a reference's, token by token.
 //!

@@ -1,4 +1,4 @@
-//! Which portion of an audit one of several machines asks.
+//! Which part of an audit one of several machines asks.
 //!
 //! All work is laid out on a line: every checkpoint's arms with the tasks that they are asked by themselves, checkpoint after
 //! checkpoint, then the arms that are held against each other with the tasks on which they are. The line is cut into pieces
@@ -23,7 +23,10 @@ use crate::suite::muse;
 /// What a generated token costs, in tokens of a prompt: one alone cannot share a pass over the weights with those after it.
 const GENERATED: u64 = 4;
 
-/// One of so many portions of an audit.
+/// Most shards of an audit: more than anybody has machines.
+const MOST: u32 = 10_000;
+
+/// One of so many parts of an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Shard {
@@ -60,11 +63,12 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "expected K/N, such as 1/3 for the first of three: K from 1 to N".to_owned();
+        let expected =
+            || format!("expected K/N, such as 1/3 for the first of three: K from 1 to N, N up to {MOST}");
         let (number, of) = text.split_once('/').ok_or_else(expected)?;
         let read = |text: &str| text.trim().parse::<u32>().map_err(|_| expected());
         let (number, of) = (read(number)?, read(of)?);
-        if (1..=of).contains(&number) { Ok(Self { number, of }) } else { Err(expected()) }
+        if (1..=of).contains(&number) && of <= MOST { Ok(Self { number, of }) } else { Err(expected()) }
     }
 }
 
@@ -240,7 +244,7 @@ mod tests {
         assert_eq!((shard.number(), shard.of(), shard.to_string().as_str()), (2, 3, "2/3"));
         assert_eq!(shard.all().map(|shard| shard.to_string()).collect::<Vec<_>>(), ["1/3", "2/3", "3/3"]);
         assert!("".parse::<Shard>().is_err());
-        for bad in "1 0/3 4/3 x/y 1/0 0/0 -1/3 1/3/5 1/ /3 1.0/3 1/99999999999".split(' ') {
+        for bad in "1 0/3 4/3 x/y 1/0 0/0 -1/3 1/3/5 1/ /3 1.0/3 1/10001 1/99999999999".split(' ') {
             assert!(bad.parse::<Shard>().is_err(), "{bad}");
         }
     }

@@ -115,7 +115,9 @@ fn open(folders: &[PathBuf]) -> Result<Vec<Piece>> {
     let missing: Vec<_> = missing.map(|shard| shard.to_string()).collect();
     if !missing.is_empty() {
         let found = format!("{} of {of} shards", seen.len());
-        let expected = format!("{} is missing", missing.join(", "));
+        let named = missing.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+        let more = if missing.len() > 8 { ", ..." } else { "" };
+        let expected = format!("without {named}{more}; name the folders of all");
         return Err(Error::Flag { flag: "DIR", found, expected });
     }
     // Whatever the order of the folders, the same report.

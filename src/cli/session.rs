@@ -183,9 +183,7 @@ fn execute(
         findings.stopped = Some(format!("this is shard {shard}; `undertext merge` makes the report of all"));
     }
     let told = match (&result, file.shard, &portions) {
-        (Ok(()), Some(shard), Some(portions)) => {
-            Told::Shard(shard::done(shard, &audit, portions, &asked.out))
-        }
+        (Ok(()), Some(shard), Some(portions)) => Told::Shard(shard::done(shard, portions, &asked.out)),
         _ => Told::Report { title, fail_on: &file.fail_on },
     };
     hand_over(&record, &findings, result, &told)

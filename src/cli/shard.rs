@@ -62,20 +62,18 @@ pub(super) fn ask(
 }
 
 /// What there is to say when a shard is done.
-pub(super) fn done(shard: Shard, audit: &Audit, portions: &[Portion], out: &Out) -> String {
+pub(super) fn done(shard: Shard, portions: &[Portion], out: &Out) -> String {
     let answers: usize = portions.iter().map(|portion| portion.arms.len() * portion.tasks.len()).sum();
-    let names = audit.names();
     let mut arms: Vec<_> = portions.iter().flat_map(|portion| portion.arms.clone()).collect();
     arms.sort_unstable();
     arms.dedup();
-    let arms: Vec<_> = arms.into_iter().map(|arm| names[arm].as_str()).collect();
     let folder = match out {
         Out::Folder(path) | Out::Resumed(path) => path.as_path(),
         Out::None | Out::Dated => Path::new(""),
     };
-    let of = if arms.is_empty() { String::new() } else { format!(" of {}", arms.join(", ")) };
     format!(
-        "Shard {shard} is done: {answers} answers{of} are in {}.\n`undertext merge` makes the report of all {} shards.\n",
+        "Shard {shard} is done: {answers} answers of {} arms are in {}.\n`undertext merge` makes the report of all {} shards.\n",
+        arms.len(),
         folder.display(),
         shard.of()
     )
