@@ -21,6 +21,7 @@ mod log;
 mod memory;
 mod output;
 mod plan_file;
+mod plan_tables;
 mod progress;
 mod quantize;
 mod repair;
