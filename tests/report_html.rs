@@ -331,7 +331,7 @@ fn a_record_becomes_the_page_beside_it() {
 #[test]
 fn the_demo_writes_its_page() {
     let directory = tempfile::tempdir().unwrap();
-    let line = "demo --device cpu --limit 2 --resamples 199 --json demo.json --html demo.html";
+    let line = "demo --device cpu --limit 2 --resamples 199 --json=demo.json --html demo.html";
     let output = undertext(directory.path(), line);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let html = std::fs::read_to_string(directory.path().join("demo.html")).unwrap();

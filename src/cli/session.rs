@@ -107,6 +107,14 @@ fn execute(
         folder.as_ref().map(|folder| open_store(folder, &audit, &device, kv.name())).transpose()?;
     // One arm at a time, there is nothing to hold it against.
     let needs = audit.needs(file.divergence && !naive);
+    let asked_of_each = needs.score.tasks + needs.generate.tasks;
+    ::log::debug!(
+        arms = audit.names().len(), tasks = asked_of_each, pairs = needs.pairs;
+        "plan: {asked_of_each} tasks for each of {} arms ({}), {} pairs of arms held against each other",
+        audit.names().len(),
+        audit.names().join(", "),
+        needs.pairs
+    );
     let arms = Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, needs, &memory);
     let record = Record { asked, folder: folder.as_ref(), device: &device, arms: &arms, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
@@ -181,7 +189,7 @@ fn open_store(folder: &Folder, audit: &Audit, device: &Device, kv: &str) -> Resu
 
 /// Compares the weights of every unlearned checkpoint with the target's, showing how far it is.
 fn survival(plan: &Plan) -> (Vec<Survival>, u64) {
-    let mut progress = Amount::weights();
+    let mut progress = Amount::weights("comparing");
     let found = measure_survival(plan, &mut |name, done, total| {
         progress.show(&format!("weights of {name}"), done, total);
     });
