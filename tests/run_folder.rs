@@ -403,7 +403,7 @@ fn what_cannot_be_written_is_an_error_and_no_panic() {
         &["cannot write", "/proc/undertext"],
     );
     for flag in ["--json", "--html"] {
-        fails(&run(&root, &format!("{AUDIT} --no-out {flag} /dev/full")), 1, &["cannot write", "/dev/full"]);
+        fails(&run(&root, &format!("{AUDIT} --no-out {flag}=/dev/full")), 1, &["cannot write", "/dev/full"]);
     }
     family.write("file", "");
     fails(&run(&root, &format!("{AUDIT} --out file")), 1, &["cannot write", "file"]);

@@ -128,7 +128,7 @@ fn the_split_is_even_and_repeated_tasks_stay_together() {
 fn shards_give_the_report_of_one_run() {
     let family = family();
     let root = family.path("");
-    good(&run(&root, &format!("{AUDIT} --out whole --json whole.json")));
+    good(&run(&root, &format!("{AUDIT} --out whole --json=whole.json")));
     let want = figures(&root.join("whole")).0;
     for part in
         ["\"divergence\":[{", "\"survival\":[{", "\"repairs\":[{", "\"series\":[{", "\"complete\":true"]
@@ -268,7 +268,7 @@ fn what_cannot_be_a_shard_is_refused() {
     }
     for (flags, parts) in [
         ("--json", &["--json: ", "shard 1/2", "undertext merge"][..]),
-        ("--json x.json", &["--json: ", "shard 1/2"]),
+        ("--json=x.json", &["--json: ", "shard 1/2"]),
         ("--html x.html", &["--html: ", "shard 1/2", "undertext merge"]),
     ] {
         fails(&run(&root, &format!("{AUDIT} --shard 1/2 --out s {flags}")), 2, parts);

@@ -54,7 +54,7 @@ pub(super) fn run(args: CodesArgs) -> Result<()> {
     let device = Device::open_unless_software(common.device.as_ref())?;
     let name = unlearned.display().to_string();
     let plan = CodesPlan { target, unlearned, schemes, quantize_head };
-    let mut progress = Amount::weights();
+    let mut progress = Amount::weights("comparing");
     let mut watch = |done: u64, total: u64| progress.show(&name, done, total);
     let found = match &device {
         Device::Cpu => compare_codes(plan, &mut watch),

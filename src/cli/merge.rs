@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::folder::{Folder, Out, PLAN, REPORT, hold};
 use super::judge::check;
-use super::output::{Output, notice, write};
+use super::output::{JsonArgs, Output, notice, write};
 use super::plan_file::PlanFile;
 use super::report::read;
 use super::session::{logged, text, with_plan};
@@ -31,10 +31,8 @@ pub(super) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
-    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
-    json: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    json: JsonArgs,
 
     /// Write the report as an HTML page there too
     #[arg(long, value_name = "FILE")]

@@ -10,7 +10,8 @@ use super::device::Device;
 use super::folder::{Folder, KERNELS, Out};
 use super::judge::{JudgeArgs, OutcomeName, check};
 use super::output::{Output, notice, print, say, write};
-use super::plan_file::{DeviceTable, PlanFile};
+use super::plan_file::PlanFile;
+use super::plan_tables::DeviceTable;
 use super::progress::{Amount, Progress};
 use super::repair::RepairArgs;
 use super::{demo, interrupt, log, shard};
@@ -146,6 +147,12 @@ fn execute(
             notice(&format!("{found} of {all} answers are there already"));
         }
     }
+    ::log::debug!(
+        arms = audit.names().len(), parts = arms.len();
+        "plan: {} arms ({})",
+        audit.names().len(),
+        audit.names().join(", ")
+    );
     let record = Record { asked, folder: folder.as_ref(), device: &device, arms: &arms, relabel };
     // Now, and not after hours, is the time to find out that the report's file cannot be written.
     record.begin(&audit.nothing_yet())?;
@@ -253,7 +260,7 @@ fn open_store(folder: &Folder, audit: &Audit, device: &Device, kv: &str) -> Resu
 
 /// Compares the weights of these unlearned checkpoints with the target's, showing how far it is.
 fn survival(plan: &Plan, unlearned: &[usize]) -> (Vec<Survival>, u64) {
-    let mut progress = Amount::weights();
+    let mut progress = Amount::weights("comparing");
     let found = measure_survival(plan, unlearned, &mut |name, done, total| {
         progress.show(&format!("weights of {name}"), done, total);
     });

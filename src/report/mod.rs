@@ -5,6 +5,7 @@ pub mod compare;
 pub mod devices;
 pub mod divergence;
 pub mod export;
+mod grid;
 mod html;
 pub mod judgement;
 mod judgement_text;
@@ -14,6 +15,7 @@ pub mod quantize;
 pub mod repair;
 pub mod samples;
 pub mod schema;
+mod style;
 mod table;
 
 pub use codes::codes_text;
@@ -24,7 +26,8 @@ pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
 pub use quantize::quantize_text;
 pub use schema::Report;
-pub use table::{Style, report_text};
+pub use style::{Meaning, Style, printable};
+pub use table::report_text;
 
 use std::collections::BTreeMap;
 

@@ -7,6 +7,7 @@ mod compare;
 mod devices;
 mod quantize;
 mod shell;
+mod terminal;
 
 use std::process::Output;
 
