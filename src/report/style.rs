@@ -73,13 +73,13 @@ pub(super) fn wrapped(line: &str, width: u16) -> Vec<String> {
     let (width, mut lines, mut last) = (usize::from(width), Vec::new(), String::new());
     let mut length = 0;
     for word in line.split_inclusive(' ') {
-        if last.is_empty() && !lines.is_empty() && word.trim().is_empty() {
-            continue;
-        }
         let visible = word.trim_end().chars().count();
         if length + visible > width && !last.trim().is_empty() {
             lines.push(std::mem::take(&mut last).trim_end().to_owned());
             length = 0;
+        }
+        if last.is_empty() && !lines.is_empty() && word.trim().is_empty() {
+            continue;
         }
         last.push_str(word);
         length += word.chars().count();
