@@ -96,22 +96,17 @@ impl State {
     }
 
     /// Pace and time left, as far as they are known.
-    fn outlook(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        if let Some(pace) = self.pace() {
-            let _ = write!(text, ", {pace:.1} tokens/s");
-        }
-        if let Some(left) = self.left() {
-            let _ = write!(text, ", about {} left", span(left));
-        }
-        text
+    fn outlook(&self) -> impl Iterator<Item = String> {
+        let pace = self.pace().map(|pace| format!("{pace:.0} tokens/s"));
+        let left = self.left().map(|left| format!("{} left", span(left)));
+        pace.into_iter().chain(left)
     }
 
     /// The line that is due after a silence.
     fn line(&self) -> String {
         let Self { part, unit, all, .. } = self;
-        format!("{part}, {}: {} of {all} {unit}{}", self.stage(), self.position(), self.outlook())
+        let done = format!("{part}, {}: {} of {all} {unit}", self.stage(), self.position());
+        [done].into_iter().chain(self.outlook()).collect::<Vec<_>>().join(", ")
     }
 
     fn fields(&self) -> Map<String, serde_json::Value> {
@@ -209,7 +204,7 @@ impl Progress {
         let fields =
             Map::from_iter(fields.into_iter().chain([("tokens_per_second".to_owned(), json!(state.pace()))]));
         let (pace, seconds) = (state.pace(), state.begun.elapsed().as_secs_f64());
-        let pace = pace.map_or_else(String::new, |pace| format!(", {pace:.1} tokens/s"));
+        let pace = pace.map_or_else(String::new, |pace| format!(", {pace:.0} tokens/s"));
         let line = format!("{}: {seconds:.1} s{pace}", state.part);
         if self.bar.is_none() { mention(Level::Info, &line, &fields) } else { run_log::keep(&line) }
     }
@@ -251,12 +246,13 @@ fn shows_bars() -> bool {
 fn bar(state: &Arc<Mutex<State>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     // What does not fit the terminal is cut off the name.
-    let style = ProgressStyle::with_template("{bar:16} {percent:>3} %{outlook}  {wide_msg}");
+    let style = ProgressStyle::with_template("{bar:10} {percent:>3} %{outlook}  {wide_msg}");
     let shown = state.clone();
     let outlook = move |_: &ProgressState, text: &mut dyn Write| {
         let state = lock(&shown);
-        let stage = state.stage();
-        let _ = write!(text, "  {stage}{}", state.outlook());
+        for part in [state.stage().to_owned()].into_iter().chain(state.outlook()) {
+            let _ = write!(text, "  {part}");
+        }
     };
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).with_key("outlook", outlook);
     bar.set_style(style.progress_chars("━╸─"));
@@ -359,7 +355,7 @@ mod tests {
     fn lines_say_how_far_it_is() {
         let line = state().line();
         // 20 in 100 s, 60 are left.
-        assert_eq!(line, "[1-6/6] a to b, reading: 35 of 95 answers, about 5 min 00 s left");
+        assert_eq!(line, "[1-6/6] a to b, reading: 35 of 95 answers, 5 min 00 s left");
         let fields = state().fields();
         assert_eq!(
             (&fields["done"], &fields["total"], &fields["eta_seconds"]),

@@ -271,13 +271,13 @@ fn survival(plan: &Plan, unlearned: &[usize]) -> (Vec<Survival>, u64) {
 /// The report's tables.
 pub(super) fn text(report: &Report, title: &str, style: Style) -> String {
     let device = &report.device;
-    format!(
-        "{title}Device: {} ({}, {})\n\n{}",
-        device.name,
-        device.backend,
-        device.kind,
-        report_text(report, style)
-    )
+    let device = format!("Device: {} ({}, {})", device.name, device.backend, device.kind);
+    // Where lines must fit anyway, they are as long as the terminal is wide.
+    let title = match style.width {
+        Some(_) if !title.is_empty() => style.prose(&title.trim_end().replace('\n', " ")) + "\n\n",
+        _ => title.to_owned(),
+    };
+    format!("{title}{}\n\n{}", style.prose(&device), report_text(report, style))
 }
 
 /// Makes reports of findings.

@@ -293,7 +293,8 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
     let least = asked.iter().min_by(|(_, a), (_, b)| survival(a).total_cmp(&survival(b)));
     if let Some((name, scheme)) = least.filter(|(_, scheme)| scheme.total.survival.is_some()) {
         let others = if asked.len() > 1 { " (of others: --schemes NAME, or --json)" } else { "" };
-        writeln!(text, "\nSurvival in {name} by layer and module{others}\n{}", map(scheme, style))?;
+        let title = style.prose(&format!("Survival in {name} by layer and module{others}"));
+        writeln!(text, "\n{title}\n{}", map(scheme, style))?;
     }
     writeln!(text)?;
     for (_, scheme) in &asked {

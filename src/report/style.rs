@@ -53,7 +53,8 @@ impl Style {
     }
 
     /// Sentences in lines that fit the width; a line of the text is no shorter elsewhere.
-    pub(super) fn prose(self, text: &str) -> String {
+    #[must_use]
+    pub fn prose(self, text: &str) -> String {
         match self.width {
             Some(width) => text.lines().flat_map(|line| wrapped(line, width)).collect::<Vec<_>>().join("\n"),
             None => text.to_owned(),
@@ -76,6 +77,9 @@ pub(super) fn wrapped(line: &str, width: u16) -> Vec<String> {
         if length + visible > width && !last.trim().is_empty() {
             lines.push(std::mem::take(&mut last).trim_end().to_owned());
             length = 0;
+        }
+        if last.is_empty() && !lines.is_empty() && word.trim().is_empty() {
+            continue;
         }
         last.push_str(word);
         length += word.chars().count();
@@ -103,6 +107,8 @@ mod tests {
             "one two\nthree\nincomprehensible\na b"
         );
         assert_eq!(style.prose("a\n\nb"), "a\n\nb");
+        assert_eq!(style.prose(" one two   three"), " one two\nthree");
+        assert_eq!(style.prose("one two t   three"), "one two t\nthree");
         assert_eq!(Style::PLAIN.prose("one two three"), "one two three");
     }
 
