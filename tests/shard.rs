@@ -148,7 +148,7 @@ fn shards_give_the_report_of_one_run() {
         // The order in which they are named does not matter.
         let reversed = folders.split(' ').rev().collect::<Vec<_>>().join(" ");
         let output =
-            run(&root, &format!("merge {reversed} --out {merged} --json {merged}.json --html page.html"));
+            run(&root, &format!("merge {reversed} --out {merged} --json={merged}.json --html page.html"));
         good(&output);
         assert_eq!(figures(&root.join(&merged)), (want.clone(), u64::from(of) + 1), "{of} shards");
         assert_eq!(lines(&root.join(&merged)), want_lines);
