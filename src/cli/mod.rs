@@ -1,6 +1,6 @@
 //! Flags to a validated plan, and the commands.
 //!
-//! stdout carries the result and nothing else; notices, progress and errors go to [stderr], an error as one line. Exit
+//! stdout carries the result and nothing else; notices, progress and errors go to stderr, an error as one line. Exit
 //! codes are those of [`crate::error`].
 
 mod args;
