@@ -320,7 +320,7 @@ fn a_record_becomes_the_page_beside_it() {
         ("report another.json", 3, "another.json: record: found missing field"),
         ("report report.json --html report.json", 2, "--html: report.json cannot be used"),
         ("report report.json --html none/page.html", 1, "cannot write none/page.html"),
-        ("demo --device cpu --json a --html a", 2, "--html: a cannot be used"),
+        ("demo --device cpu --json=a --html a", 2, "--html: a cannot be used"),
     ] {
         let (found, stdout, stderr) = run(line);
         assert_eq!((found, stdout.as_str()), (Some(code), ""), "{line}: {stderr}");
