@@ -177,7 +177,7 @@ fn quiet_json_lines_are_errors_alone() {
 }
 
 /// Every command's line, in an order in which what one writes is there for those after it.
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "audit --target $/target --unlearned $/npo --data $/data --device cpu --limit 1 --resamples 100 --out run",
     "demo --device cpu --limit 1 --resamples 100",
     "generate $/target --prompt w1 --max-new-tokens 2 --device cpu",
@@ -185,6 +185,7 @@ const COMMANDS: [&str; 16] = [
     "compare $/target $/npo --data $/data --limit 1 --device cpu",
     "localize --target $/target --unlearned $/npo --data $/data --limit 1 --resamples 100 --by layer --device cpu",
     "quantize $/npo --scheme int8 --out quantized",
+    "merge shard --out merged",
     "report run",
     "export run --format csv",
     "export run --format muse-csv --out muse.csv",
@@ -205,6 +206,8 @@ fn every_command_prints_one_json_value_if_asked() {
     let listed: BTreeSet<_> = listed.map(|line| line.split_whitespace().next().unwrap()).collect();
     let tested = COMMANDS.iter().map(|line| line.split(' ').next().unwrap()).chain(["help"]);
     assert_eq!(listed, tested.collect(), "the list of this test is whole");
+    // A shard has nothing to print: its figures come with the merge.
+    good(&undertext(&family, &(COMMANDS[0].replace("--out run", "--out shard") + " --shard 1/1")));
     for line in COMMANDS {
         let value = json_of(&undertext(&family, &format!("{line} --json")));
         assert!(value.as_object().is_some_and(|value| !value.is_empty()), "{line}: {value}");
