@@ -15,6 +15,7 @@ mod export;
 mod folder;
 mod generate;
 mod interrupt;
+mod json;
 mod judge;
 mod localize;
 mod log;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
+use super::json::rows;
 use super::log;
 use crate::checkpoint::files::replace;
 use crate::error::{Error, Result};
@@ -58,7 +59,7 @@ impl Output {
     pub(super) fn to_json(value: &impl Serialize) -> Result<String> {
         let json = serde_json::to_string_pretty(value);
         let json = json.map_err(|error| Error::write(Path::new("JSON"))(error.into()))?;
-        Ok(json + "\n")
+        Ok(rows(&json) + "\n")
     }
 
     /// Writes the file, if there is one; only then is the value made.
