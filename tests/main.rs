@@ -35,5 +35,6 @@ mod statistics;
 mod store;
 mod suite;
 mod support;
+mod survival;
 mod tune;
 mod verdict;

@@ -126,6 +126,7 @@ pub(crate) fn findings() -> Findings {
             precision,
             value: Measured::Value(value),
             moved: None,
+            matrices: Vec::new(),
         })
     });
     let survival = survival.collect();

@@ -2,10 +2,12 @@
 
 use super::codes::{CodesPlan, compare_codes};
 use super::divergence::{AnswerSet, FourWay};
+use super::fate::{Fate, MatrixFate, fates};
 use super::findings::Findings;
 use super::plan::Plan;
 use super::rounded::tally;
 use super::statistics::Statistics;
+use crate::error::Error;
 use crate::metrics::Measured;
 use crate::metrics::correlation::spearman;
 use crate::quant::{Precision, Rounding};
@@ -21,6 +23,25 @@ pub struct Survival {
     pub value: Measured,
     /// Codes that are not the nearest, of how many; `None` in nearest rounding and where the pair cannot be compared.
     pub moved: Option<(u64, u64)>,
+    /// Of what `value` is made: every quantized matrix in the order of use. Empty where the pair cannot be compared.
+    pub matrices: Vec<MatrixFate>,
+}
+
+impl Survival {
+    fn new(
+        unlearned: usize,
+        precision: Precision,
+        matrices: Result<Vec<MatrixFate>, &Error>,
+        moved: Option<(u64, u64)>,
+    ) -> Self {
+        let (value, matrices) = match matrices {
+            Ok(matrices) => {
+                (Fate::sum(&matrices).survival().map_or_else(no_update, Measured::Value), matrices)
+            }
+            Err(error) => (Measured::Missing(error.to_string()), Vec::new()),
+        };
+        Self { unlearned, precision, value, moved, matrices }
+    }
 }
 
 /// Reads the target and every unlearned checkpoint once more, and gives the survivals with the bytes read.
@@ -56,11 +77,8 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
         });
         bytes += codes.as_ref().map_or(0, |codes| codes.disk_bytes);
         for (index, &scheme) in schemes.iter().enumerate() {
-            let value = match &codes {
-                Ok(codes) => codes.sum(index, |_| true).survival().map_or_else(no_update, Measured::Value),
-                Err(error) => Measured::Missing(error.to_string()),
-            };
-            all.push(Survival { unlearned, precision: Precision::nearest(scheme), value, moved: None });
+            let matrices = codes.as_ref().map(|codes| fates(codes, index));
+            all.push(Survival::new(unlearned, Precision::nearest(scheme), matrices, None));
         }
         if rounded.is_empty() {
             continue;
@@ -68,19 +86,11 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
         let tallies = tally(&asked, &rounded, &mut |done, _| {
             watch(&model.name, (weights + done).min(2 * weights), 2 * weights);
         });
-        bytes += tallies.as_ref().map_or(0, |(_, read)| *read);
+        bytes += tallies.as_ref().map_or(0, |tallies| tallies.bytes);
         for (index, &precision) in rounded.iter().enumerate() {
-            let (value, moved) = match &tallies {
-                Ok((tallies, _)) => {
-                    let tally = &tallies[index];
-                    (
-                        tally.survival().map_or_else(no_update, Measured::Value),
-                        Some((tally.moved, tally.weights)),
-                    )
-                }
-                Err(error) => (Measured::Missing(error.to_string()), None),
-            };
-            all.push(Survival { unlearned, precision, value, moved });
+            let matrices = tallies.as_ref().map(|tallies| tallies.fates(index));
+            let moved = tallies.as_ref().ok().map(|tallies| tallies.moved(index));
+            all.push(Survival::new(unlearned, precision, matrices, moved));
         }
     }
     (all, bytes)
