@@ -29,6 +29,7 @@ mod reference;
 mod repair;
 mod report;
 mod report_html;
+mod report_maps;
 mod run_folder;
 mod shaders;
 mod statistics;
