@@ -15,6 +15,7 @@ mod export;
 mod folder;
 mod generate;
 mod interrupt;
+mod into;
 mod json;
 mod judge;
 mod localize;
