@@ -444,7 +444,7 @@ fn survival_reads_the_checkpoints_apart_from_the_audit() {
     let plan = Plan::new(request(&family)).unwrap();
     let mut told = Vec::new();
     let (survival, bytes) =
-        measure_survival(&plan, &mut |name, done, total| told.push((name.to_owned(), done, total)));
+        measure_survival(&plan, &[1], &mut |name, done, total| told.push((name.to_owned(), done, total)));
     let found: Vec<_> = survival.iter().map(|found| (found.unlearned, found.precision)).collect();
     assert_eq!(found, [(1, INT8), (1, INT4)]);
     assert!(survival.iter().all(|found| found.value.value().is_some()), "{survival:?}");
@@ -454,7 +454,7 @@ fn survival_reads_the_checkpoints_apart_from_the_audit() {
 
     // What cannot be compared has a reason, and the audit goes on.
     family.change("npo/config.json", &serde_json::json!({"num_hidden_layers": 2}));
-    let (survival, _) = measure_survival(&plan, &mut |_, _, _| {});
+    let (survival, _) = measure_survival(&plan, &[1], &mut |_, _, _| {});
     assert!(survival[0].value.reason().is_some(), "{survival:?}");
 }
 

@@ -298,7 +298,7 @@ fn the_order_of_row_blocks_does_not_matter() {
 #[test]
 fn the_text_reads_the_survival() {
     let codes = demo("npo_gdr", vec![Scheme::Int8, Scheme::Int4 { group: 128 }]);
-    let text = report::codes_text(&report::codes::Codes::from(&codes), report::Style::Plain);
+    let text = report::codes_text(&report::codes::Codes::from(&codes), report::Style::PLAIN);
     assert!(text.contains("42 % of 786432 quantized weights changed"), "{text}");
     assert!(text.contains("100 % of the update survives int8: expect nothing to come back."), "{text}");
     let words = "7 % of the update survives int4-g128: expect the forgotten knowledge back.";

@@ -353,13 +353,13 @@ fn missing_values_are_null_with_a_reason() {
     assert_eq!(at(&value, "/recovery/3/of_gap_to_target"), &Value::Null);
     assert!(at(&value, "/recovery/3/reason").as_str().unwrap().contains("there are no examples"));
     // The text has a dash there, and still a verdict.
-    let text = report_text(&report(&findings), Style::Plain);
+    let text = report_text(&report(&findings), Style::PLAIN);
     assert!(text.contains("KnowMem: there are no examples"), "{text}");
 }
 
 #[test]
 fn text_says_what_came_back() {
-    let text = report_text(&report(&findings()), Style::Plain);
+    let text = report_text(&report(&findings()), Style::PLAIN);
     let row = |start: &[&str]| {
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         text.lines()
@@ -394,7 +394,7 @@ fn a_run_that_stopped_says_so() {
     let report = report(&findings);
     assert!(!report.complete);
     assert_eq!(report.stopped.as_deref(), Some("the device is gone"));
-    let text = report_text(&report, Style::Plain);
+    let text = report_text(&report, Style::PLAIN);
     assert!(text.ends_with("Incomplete: the run ended early (the device is gone).\n"), "{text}");
 }
 

@@ -331,7 +331,7 @@ fn a_record_becomes_the_page_beside_it() {
         ("report another.json", 3, "another.json: record: found missing field"),
         ("report report.json --html report.json", 2, "--html: report.json cannot be used"),
         ("report report.json --html none/page.html", 1, "cannot write none/page.html"),
-        ("demo --device cpu --json a --html a", 2, "--html: a cannot be used"),
+        ("demo --device cpu --json=a --html a", 2, "--html: a cannot be used"),
     ] {
         let (found, stdout, stderr) = run(line);
         assert_eq!((found, stdout.as_str()), (Some(code), ""), "{line}: {stderr}");
@@ -342,7 +342,7 @@ fn a_record_becomes_the_page_beside_it() {
 #[test]
 fn the_demo_writes_its_page() {
     let directory = tempfile::tempdir().unwrap();
-    let line = "demo --device cpu --limit 2 --resamples 199 --json demo.json --html demo.html";
+    let line = "demo --device cpu --limit 2 --resamples 199 --json=demo.json --html demo.html";
     let output = undertext(directory.path(), line);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let html = std::fs::read_to_string(directory.path().join("demo.html")).unwrap();

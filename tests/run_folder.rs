@@ -12,26 +12,26 @@ use crate::family::Family;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_undertext");
 
-fn command(folder: &Path, line: &str) -> Command {
+pub(crate) fn command(folder: &Path, line: &str) -> Command {
     let mut command = Command::new(BINARY);
     command.args(line.split_whitespace()).current_dir(folder);
     command
 }
 
-fn run(folder: &Path, line: &str) -> Output {
+pub(crate) fn run(folder: &Path, line: &str) -> Output {
     command(folder, line).output().unwrap()
 }
 
-fn stderr(output: &Output) -> &str {
+pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-fn code(output: &Output) -> Option<i32> {
+pub(crate) fn code(output: &Output) -> Option<i32> {
     output.status.code()
 }
 
 /// A failure: this exit code, and these parts in the one line that is an error.
-fn fails(output: &Output, exit_code: i32, parts: &[&str]) {
+pub(crate) fn fails(output: &Output, exit_code: i32, parts: &[&str]) {
     let text = stderr(output);
     assert_eq!(code(output), Some(exit_code), "{text}");
     let errors: Vec<_> = text.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -41,12 +41,12 @@ fn fails(output: &Output, exit_code: i32, parts: &[&str]) {
     }
 }
 
-fn good(output: &Output) {
+pub(crate) fn good(output: &Output) {
     assert_eq!(code(output), Some(0), "{}", stderr(output));
 }
 
 /// A report without what may differ between a run that was stopped and one that was not; and the number of its sessions.
-fn figures(folder: &Path) -> (String, u64) {
+pub(crate) fn figures(folder: &Path) -> (String, u64) {
     let mut report: Value =
         serde_json::from_slice(&std::fs::read(folder.join("report.json")).unwrap()).unwrap();
     let map = report.as_object_mut().unwrap();
@@ -57,13 +57,13 @@ fn figures(folder: &Path) -> (String, u64) {
 }
 
 /// Lines of all stored observations.
-fn stored(folder: &Path) -> usize {
+pub(crate) fn stored(folder: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(folder.join("observations")) else { return 0 };
     entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap().lines().count()).sum()
 }
 
 /// Waits until the run in `folder` has stored something, and not yet everything.
-fn wait_for_answers(child: &mut Child, folder: &Path, least: usize) {
+pub(crate) fn wait_for_answers(child: &mut Child, folder: &Path, least: usize) {
     let begun = Instant::now();
     while stored(folder) < least {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
@@ -403,7 +403,7 @@ fn what_cannot_be_written_is_an_error_and_no_panic() {
         &["cannot write", "/proc/undertext"],
     );
     for flag in ["--json", "--html"] {
-        fails(&run(&root, &format!("{AUDIT} --no-out {flag} /dev/full")), 1, &["cannot write", "/dev/full"]);
+        fails(&run(&root, &format!("{AUDIT} --no-out {flag}=/dev/full")), 1, &["cannot write", "/dev/full"]);
     }
     family.write("file", "");
     fails(&run(&root, &format!("{AUDIT} --out file")), 1, &["cannot write", "file"]);

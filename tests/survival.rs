@@ -28,7 +28,7 @@ fn an_audit_has_the_figures_of_every_matrix() {
         quantize_head: false,
     };
     let codes = compare_codes(codes, &mut |_, _| {}).unwrap();
-    let (found, bytes) = measure_survival(&plan(&["fp16", "int8", "int4-g128"]), &mut |_, _, _| {});
+    let (found, bytes) = measure_survival(&plan(&["fp16", "int8", "int4-g128"]), &[1], &mut |_, _, _| {});
     assert_eq!((found.len(), bytes), (2, codes.disk_bytes), "the files are read once");
     for (index, scheme) in schemes.into_iter().enumerate() {
         let survival = &found[index];
@@ -44,7 +44,8 @@ fn an_audit_has_the_figures_of_every_matrix() {
         assert_eq!(survival.value.value(), total.survival());
         assert_eq!(Fate::sum(&survival.matrices).absorbed_share(), total.absorbed_share());
     }
-    let (kept, _) = measure_survival(&plan(&["fp16", "int4-g128", "int4-g128+keep=0.9"]), &mut |_, _, _| {});
+    let (kept, _) =
+        measure_survival(&plan(&["fp16", "int4-g128", "int4-g128+keep=0.9"]), &[1], &mut |_, _, _| {});
     let [nearest, kept] = kept.as_slice() else { panic!("{kept:?}") };
     assert_eq!(kept.matrices.len(), nearest.matrices.len());
     let absorbed = |survival: &Survival| Fate::sum(&survival.matrices).absorbed_share().unwrap();

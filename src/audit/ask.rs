@@ -13,6 +13,8 @@ pub(super) struct Group<'a> {
     pub(super) first: usize,
     /// How many there are.
     pub(super) arms: usize,
+    /// What they are asked, by number in the audit.
+    pub(super) tasks: &'a [usize],
     /// Those that are held against each other, by place in the group.
     pub(super) pairs: &'a [Pair],
     /// From which task on they are.
@@ -46,7 +48,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// What the store has of `tasks` tasks.
+    /// What the store has of the audit's `tasks` tasks.
     pub(super) fn stored(group: Group<'_>, tasks: usize, store: Option<&Store>) -> Self {
         let answer =
             |arm: usize, task| store.and_then(|store| store.answer(group.first + arm, task).cloned());
@@ -60,7 +62,7 @@ impl Known {
     }
 
     /// The tasks that must be asked: lockstep asks all arms or none.
-    pub(super) fn left(&self, group: Group<'_>, tasks: usize) -> Vec<usize> {
+    pub(super) fn left(&self, group: Group<'_>) -> Vec<usize> {
         let lacks = |&task: &usize| {
             let answer = |arm: &Result<Vec<Option<Observation>>>| {
                 arm.as_ref().is_ok_and(|tasks| tasks[task].is_some())
@@ -68,7 +70,7 @@ impl Known {
             let apart = |pair: &Vec<Option<Sums>>| pair[task].is_some();
             !self.answers.iter().all(answer) || group.is_compared(task) && !self.sums.iter().all(apart)
         };
-        (0..tasks).filter(lacks).collect()
+        group.tasks.iter().copied().filter(lacks).collect()
     }
 
     /// Asks the tasks of the audit that are `left`, and keeps the answers as they come.
@@ -85,7 +87,7 @@ impl Known {
         mut store: Option<&mut Store>,
         watch: &mut dyn Watch,
     ) -> Result<()> {
-        let mut done = group.arms * (audit.tasks().len() - left.len());
+        let mut done = group.arms * (group.tasks.len() - left.len());
         let (compared, rest): (Vec<usize>, Vec<usize>) =
             left.iter().partition(|&&task| group.is_compared(task));
         for (indices, pairs) in [(compared, group.pairs), (rest, &[])] {

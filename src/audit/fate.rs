@@ -1,10 +1,12 @@
 //! What quantization leaves of an update, matrix by matrix.
 
+use serde::{Deserialize, Serialize};
+
 use super::codes::Codes;
 use crate::quant::Change;
 
 /// Sums over the weights of one or more matrices, from which shares follow.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fate {
     /// `<u - t, u - t>`.
     pub update: f64,

@@ -2,7 +2,8 @@
 //!
 //! [`Plan`] says which checkpoints at which precisions, [`Audit`] opens them and asks all arms the same questions, and
 //! [`Findings`] holds what was measured so far: every number of a report is computed from it, so a run that stopped half
-//! way still has a report. [`Store`] keeps what arms answered on disk, so that such a run goes on where it was.
+//! way still has a report. [`Store`] keeps what arms answered on disk, so that such a run goes on where it was. [`Shard`]
+//! says which part of an audit one of several machines asks.
 //!
 //! [`Comparison`] holds arms' logits against a reference's, token by token.
 //!
@@ -14,6 +15,7 @@
 //! an update quantization keeps.
 //! [`quantize()`] writes a checkpoint whose rounding keeps it.
 
+mod answered;
 mod ask;
 mod codes;
 mod comparison;
@@ -24,10 +26,12 @@ mod localize;
 mod packing;
 mod plan;
 mod quantize;
+mod released;
 mod repair;
 mod rounded;
 mod run;
 mod series;
+mod share;
 mod statistics;
 mod store;
 mod stored;
@@ -44,9 +48,11 @@ pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSourc
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
 pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, quantize};
+pub use released::{Released, ReleasedRequest};
 pub use repair::{Chosen, MetricChange, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};
 pub use series::{Curve, Point, Series, SeriesRequest, Step};
+pub use share::{Portion, Shard};
 pub use statistics::{ArmIntervals, Control, Estimate, Evidence, Interval, Statistics};
 pub use store::{Inputs, ModelInputs, Store, engine_revision};
 pub use stored::StoredAnswers;

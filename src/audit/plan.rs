@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::released::{self, Released, ReleasedRequest};
 use super::series::{Series, SeriesRequest, resolve};
 use super::verdict::Criteria;
 use crate::error::{Error, Result};
@@ -73,6 +74,8 @@ pub struct Request {
     pub corpus: Option<Corpus>,
     /// Unlearned checkpoints that are steps of a series; those that are not in [`Self::unlearned`] are added to it.
     pub series: Vec<SeriesRequest>,
+    /// Quantized files of unlearned checkpoints, each an arm of its model.
+    pub released: Vec<ReleasedRequest>,
     /// Shares of the update that kept rounding is to keep, each in an arm of its own beside every 4-bit precision.
     pub doses: Vec<Share>,
     /// Whether the smallest of them that forgets as the model at full precision does is looked for.
@@ -91,6 +94,8 @@ pub struct Plan {
     /// Full precision first, no precision twice. Roundings other than the nearest come after it, and are for unlearned
     /// models only ([`Self::arms`]).
     pub precisions: Vec<Precision>,
+    /// Quantized files, no model in one scheme twice.
+    pub released: Vec<Released>,
     /// Whether the smallest dose that forgets as the model at full precision does is looked for.
     pub choose_dose: bool,
     /// Whether the report is without the questions' texts and the answers.
@@ -134,6 +139,7 @@ impl Plan {
             tokenizer,
             corpus,
             series,
+            released,
             doses,
             choose_dose,
             no_samples,
@@ -175,12 +181,18 @@ impl Plan {
         let (roles, paths): (Vec<_>, Vec<_>) = paths.unzip();
         let names = unique_names(&paths);
         let models = roles.into_iter().zip(paths).zip(names);
-        let models = models.map(|((role, path), name)| Model { name, role, path }).collect();
-        let precisions = full_first(&precisions, &mut notices);
+        let models: Vec<_> = models.map(|((role, path), name)| Model { name, role, path }).collect();
+        let forgetful =
+            models.iter().enumerate().filter(|(_, model): &(_, &Model)| model.role == Role::Unlearned);
+        let forgetful: Vec<_> = forgetful.map(|(index, _)| index).collect();
+        let released = released::resolve(released, &models, &forgetful)?;
+        let mut precisions = full_first(&precisions, &mut notices);
+        precisions.extend(released.iter().map(Released::precision));
         let precisions = with_doses(&precisions, &doses, &mut notices)?;
         Ok(Self {
             models,
             precisions,
+            released,
             choose_dose: choose_dose && !doses.is_empty(),
             no_samples,
             data,
@@ -200,7 +212,10 @@ impl Plan {
     /// Model and precision of every arm, by model, then by precision. Models that have no update to keep are not run in
     /// roundings that would keep one.
     pub fn arms(&self) -> impl Iterator<Item = (usize, Precision)> + '_ {
-        let has = |model: usize, precision: Precision| self.precision_of(model, precision) == precision;
+        let has = |model: usize, precision: Precision| match precision {
+            Precision::Released(_) => self.released_as(model, precision).is_some(),
+            _ => self.precision_of(model, precision) == precision,
+        };
         (0..self.models.len()).flat_map(move |model| {
             let precisions = self.precisions.iter().copied();
             precisions
@@ -215,6 +230,21 @@ impl Plan {
         match self.models[model].role {
             Role::Unlearned => precision,
             Role::Target | Role::Retrain => precision.plain(),
+        }
+    }
+
+    /// Index in [`Self::released`] of the file that is run as a model at a precision.
+    #[must_use]
+    pub fn released_as(&self, model: usize, precision: Precision) -> Option<usize> {
+        self.released.iter().position(|file| file.model == model && file.precision() == precision)
+    }
+
+    /// The directory of what is run as a model at a precision.
+    #[must_use]
+    pub fn path_of(&self, model: usize, precision: Precision) -> &Path {
+        match self.released_as(model, precision) {
+            Some(file) => &self.released[file].path,
+            None => &self.models[model].path,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::quant::{Precision, Rows, decode, encode, round};
 
 /// Weights of each checkpoint that are held at a time (or a few rows, if that is more).
-const BLOCK: usize = 1 << 21;
+pub(super) const BLOCK: usize = 1 << 21;
 
 /// What one rounding did to one matrix, or to several.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,7 +23,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, target: &[f32], unlearned: &[f32], from: &[f32], to: &[f32]) {
+    pub(super) fn add(&mut self, target: &[f32], unlearned: &[f32], from: &[f32], to: &[f32]) {
         for (((&old, &new), &from), &to) in target.iter().zip(unlearned).zip(from).zip(to) {
             let delta = f64::from(new) - f64::from(old);
             let quantized = f64::from(to) - f64::from(from);
@@ -38,9 +38,9 @@ impl Tally {
 /// What several roundings did.
 pub(super) struct Tallies {
     /// The matrices' layers and modules.
-    places: Vec<(Option<usize>, &'static str)>,
+    pub(super) places: Vec<(Option<usize>, &'static str)>,
     /// By precision, then by matrix.
-    tallies: Vec<Vec<Tally>>,
+    pub(super) tallies: Vec<Vec<Tally>>,
     /// Bytes read.
     pub(super) bytes: u64,
 }

@@ -5,18 +5,20 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::answered::GroupAnswers;
 use super::ask::{Group, Known};
-use super::divergence::{apart, pairs};
-use super::findings::{ArmResult, Findings, Metric};
+use super::divergence::pairs;
+use super::findings::Findings;
 use super::plan::{Model, Plan};
+use super::share::Portion;
 use super::store::Store;
 use crate::checkpoint::{Checkpoint, Tokenizer};
-use crate::engine::{Engine, Needs, Observation, Options, Task};
+use crate::engine::{Engine, Needs, Options, Task};
 use crate::error::{Error, Result};
 use crate::model::{Counters, Lockstep, Source, check_tensors, stored_scheme};
 use crate::quant::{Precision, Scheme};
 use crate::suite::Muse;
-use crate::suite::muse::{self, Answers, Prepared};
+use crate::suite::muse::{self, Prepared};
 
 /// An arm about to be asked.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +31,8 @@ pub struct ArmInfo<'a> {
 
 /// Who is told how a run goes.
 pub trait Watch {
-    /// These arms are about to be asked `tasks` tasks each, together; the first is number `first` (from 0) of `total`.
+    /// These arms are about to be asked `tasks` tasks each, together; the first is number `first` (from 0) of the `total` that
+    /// are asked these.
     fn arms(&mut self, arms: &[ArmInfo<'_>], first: usize, total: usize, tasks: usize);
 
     /// The arms have given `done` answers.
@@ -84,6 +87,8 @@ pub struct Audit {
     checkpoints: Vec<Arc<Checkpoint>>,
     /// Of each checkpoint's linear layers, as stored.
     stored: Vec<Scheme>,
+    /// As [`Plan::released`], each with what its linear layers are read as.
+    released: Vec<(Arc<Checkpoint>, Scheme)>,
     tokenizer: Tokenizer,
     questions: Prepared,
     /// The truths of [`MEANS`] in pieces.
@@ -107,6 +112,14 @@ impl Audit {
             .collect::<Result<_>>()?;
         checkpoints.iter().try_for_each(|checkpoint| check_tensors(checkpoint))?;
         let stored: Vec<_> = checkpoints.iter().map(|c| stored_scheme(c)).collect::<Result<_>>()?;
+
+        let released = plan.released.iter().map(|file| {
+            let checkpoint = file.open(&checkpoints[file.model])?;
+            check_tensors(&checkpoint)?;
+            let stored = stored_scheme(&checkpoint)?;
+            Ok((checkpoint, stored))
+        });
+        let released = released.collect::<Result<_>>()?;
 
         let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
         let stop = checkpoints.first().map_or(&[][..], |target| &target.config().eos);
@@ -135,7 +148,7 @@ impl Audit {
         for (pieces, metric) in tokens.iter_mut().zip(MEANS) {
             *pieces = questions.truth_tokens(&tokenizer, metric)?;
         }
-        let audit = Self { plan, checkpoints, stored, tokenizer, questions, tokens, stop: None };
+        let audit = Self { plan, checkpoints, stored, released, tokenizer, questions, tokens, stop: None };
         audit.sources().iter().try_for_each(Source::check)?;
         Ok(audit)
     }
@@ -158,8 +171,9 @@ impl Audit {
     #[must_use]
     pub fn sources(&self) -> Vec<Source> {
         let target = &self.checkpoints[Plan::TARGET];
-        let source = |(model, precision): (usize, Precision)| {
-            Source::new(&self.checkpoints[model], precision).with_target(target)
+        let source = |(model, precision)| match self.plan.released_as(model, precision) {
+            Some(file) => Source::new(&self.released[file].0, Precision::Full),
+            None => Source::new(&self.checkpoints[model], precision).with_target(target),
         };
         self.plan.arms().map(source).collect()
     }
@@ -178,12 +192,25 @@ impl Audit {
         let Some((model, precision)) = self.plan.arms().nth(place) else {
             unreachable!("arm {place} of the plan")
         };
-        (model, precision, precision.scheme(self.stored[model]))
+        (model, precision, self.scheme(model, precision))
+    }
+
+    /// What a model's matrices are in at a precision.
+    pub(super) fn scheme(&self, model: usize, precision: Precision) -> Scheme {
+        match self.plan.released_as(model, precision) {
+            Some(file) => self.released[file].1,
+            None => precision.scheme(self.stored[model]),
+        }
     }
 
     /// As [`Plan::models`].
     pub(super) fn checkpoints(&self) -> &[Arc<Checkpoint>] {
         &self.checkpoints
+    }
+
+    /// As [`Plan::released`].
+    pub(super) fn released(&self) -> impl Iterator<Item = &Arc<Checkpoint>> {
+        self.released.iter().map(|(checkpoint, _)| checkpoint)
     }
 
     /// What every arm is asked.
@@ -215,7 +242,12 @@ impl Audit {
     /// Findings without any arm.
     #[must_use]
     pub fn nothing_yet(&self) -> Findings {
-        let disk_bytes = self.checkpoints.iter().map(|checkpoint| checkpoint.tensors().header_bytes()).sum();
+        let disk_bytes = self
+            .checkpoints
+            .iter()
+            .chain(self.released())
+            .map(|checkpoint| checkpoint.tensors().header_bytes())
+            .sum();
         Findings {
             plan: self.plan.clone(),
             arms: Vec::new(),
@@ -245,26 +277,56 @@ impl Audit {
         store: Option<&mut Store>,
     ) -> (Findings, Result<()>) {
         let mut findings = self.nothing_yet();
-        let result = self.run_into(&mut findings, open, options, watch, store);
+        let part = Portion { arms: 0..self.plan.arms().count(), tasks: self.all_tasks(), compared: true };
+        let result = self.run_into(&mut findings, &part, true, open, options, watch, store);
         if let Err(error) = &result {
             findings.stopped = Some(error.to_string());
         }
         (findings, result)
     }
 
+    /// Asks a part of the audit and stores what is answered; of `findings`, only the counters grow. Otherwise as [`Self::run`].
+    ///
+    /// # Errors
+    ///
+    /// The first failure, of an arm too.
+    pub fn run_portion(
+        &self,
+        part: &Portion,
+        findings: &mut Findings,
+        open: &mut dyn OpenArms,
+        options: Options,
+        watch: &mut dyn Watch,
+        store: Option<&mut Store>,
+    ) -> Result<()> {
+        let result = self.run_into(findings, part, false, open, options, watch, store);
+        if let Err(error) = &result {
+            findings.stopped = Some(error.to_string());
+        }
+        result
+    }
+
+    fn all_tasks(&self) -> Vec<usize> {
+        (0..self.questions.tasks().len()).collect()
+    }
+
+    /// With `measured`, the part is the whole audit, and what arms answered is scored.
+    #[expect(clippy::too_many_arguments, reason = "each is another part of a run")]
     fn run_into(
         &self,
         findings: &mut Findings,
+        part: &Portion,
+        measured: bool,
         open: &mut dyn OpenArms,
         options: Options,
         watch: &mut dyn Watch,
         mut store: Option<&mut Store>,
     ) -> Result<()> {
-        let all: Vec<_> = self.plan.arms().collect();
         let mut halvings = 0;
-        let mut groups: VecDeque<_> = open.part(0..all.len(), halvings)?.into();
+        let mut groups: VecDeque<_> = open.part(part.arms.clone(), halvings)?.into();
         while let Some(group) = groups.pop_front() {
-            let asked = self.ask(&all, group.clone(), open, options, watch, store.as_deref_mut(), findings);
+            let left = group.start..part.arms.end;
+            let asked = self.ask(part, group, open, options, watch, store.as_deref_mut(), findings);
             store.as_deref_mut().map_or(Ok(()), Store::sync)?;
             match asked {
                 // Neither is the arms' fault.
@@ -272,13 +334,14 @@ impl Audit {
                 Err(error @ Error::OutOfMemory { .. }) if halvings == 0 => {
                     halvings = 1;
                     watch.smaller(&error);
-                    groups = open.part(group.start..all.len(), halvings)?.into();
+                    groups = open.part(left, halvings)?.into();
                 }
-                Err(error) => match open.separate(group.start..all.len(), &error) {
+                Err(error) => match open.separate(left, &error) {
                     Some(parted) => groups = parted.into(),
                     None => return Err(error),
                 },
-                Ok(failed) => {
+                Ok(answered) => {
+                    let failed = if measured { self.take(answered, findings) } else { answered.failure() };
                     watch.measured(findings)?;
                     failed.map_or(Ok(()), Err)?;
                 }
@@ -287,31 +350,31 @@ impl Audit {
         Ok(())
     }
 
-    /// Asks a group of arms; the error of one that failed, if the others did not.
+    /// Asks a group of a part's arms.
     #[expect(clippy::too_many_arguments, reason = "each is another part of a run")]
     fn ask(
         &self,
-        all: &[(usize, Precision)],
+        part: &Portion,
         range: Range<usize>,
         open: &mut dyn OpenArms,
         options: Options,
         watch: &mut dyn Watch,
         store: Option<&mut Store>,
         findings: &mut Findings,
-    ) -> Result<Option<Error>> {
-        let arms = &all[range.clone()];
+    ) -> Result<GroupAnswers> {
+        let arms: Vec<_> = self.plan.arms().skip(range.start).take(range.len()).collect();
         let info =
             |&(model, precision): &(usize, Precision)| ArmInfo { model: &self.plan.models[model], precision };
-        let tasks = self.questions.tasks();
+        let tasks = &part.tasks[..];
         let info: Vec<_> = arms.iter().map(info).collect();
-        watch.arms(&info, range.start, all.len(), tasks.len());
+        watch.arms(&info, range.start - part.arms.start, part.arms.len(), tasks.len());
         let names = self.names()[range.clone()].to_vec();
-        let pairs = if open.compares() { pairs(&self.plan, arms) } else { Vec::new() };
+        let pairs = if open.compares() { pairs(&self.plan, &arms) } else { Vec::new() };
         // The truths come last; only there are arms held against each other.
         let compared = self.questions.truths(muse::Metric::VerbmemForget).start;
-        let group = Group { first: range.start, arms: arms.len(), pairs: &pairs, compared };
-        let mut known = Known::stored(group, tasks.len(), store.as_deref());
-        let left = known.left(group, tasks.len());
+        let group = Group { first: range.start, arms: arms.len(), tasks, pairs: &pairs, compared };
+        let mut known = Known::stored(group, self.questions.tasks().len(), store.as_deref());
+        let left = known.left(group);
         let done = arms.len() * (tasks.len() - left.len());
         if done > 0 {
             watch.answered(done);
@@ -325,46 +388,7 @@ impl Audit {
             findings.counters.add(&engine.counters());
             asked?;
         }
-        let (answers, sums) = known.into_parts();
-        let sets = [
-            [muse::Metric::VerbmemForget, muse::Metric::KnowmemForget]
-                .map(|metric| self.questions.truths(metric)),
-            [muse::Metric::KnowmemRetain; 2].map(|metric| self.questions.truths(metric)),
-        ];
-        let sets = sets.map(|[first, last]| first.start..last.end);
-        findings.apart.extend(apart(arms, &pairs, &answers, &sums, &sets));
-        let mut failed = None;
-        for (&(model, precision), observations) in arms.iter().zip(answers) {
-            match observations.and_then(|observations| self.measure(model, precision, &observations)) {
-                Ok(arm) => findings.arms.push(arm),
-                Err(error) => {
-                    failed.get_or_insert(error);
-                }
-            }
-        }
-        Ok(failed)
-    }
-
-    fn measure(&self, model: usize, precision: Precision, observations: &[Observation]) -> Result<ArmResult> {
-        let values = self.questions.measure(&self.tokenizer, observations)?;
-        let mean = |answers: &Answers| Metric::mean(answers.scores());
-        Ok(ArmResult {
-            model,
-            precision,
-            scheme: precision.scheme(self.stored[model]),
-            verbmem_forget: mean(&values.verbmem_forget),
-            knowmem_forget: mean(&values.knowmem_forget),
-            knowmem_retain: mean(&values.knowmem_retain),
-            auc: (&values.privleak).into(),
-            truths: [
-                &values.verbmem_forget_truths[..],
-                &values.knowmem_forget_truths,
-                &values.knowmem_retain_truths,
-            ]
-            .map(Into::into),
-            texts: [values.verbmem_forget, values.knowmem_forget, values.knowmem_retain]
-                .map(|answers| answers.items.into_iter().map(|answer| answer.text).collect()),
-        })
+        Ok(GroupAnswers { arms, pairs, known })
     }
 }
 

@@ -112,7 +112,10 @@ impl Series {
     #[must_use]
     pub fn curves(&self, findings: &Findings, statistics: &Statistics) -> Vec<Curve> {
         let names = MEANS.iter().map(|(name, _)| *name).chain(["privleak"]);
-        let precisions = &findings.plan.precisions;
+        // A released file is one model's.
+        let all = findings.plan.precisions.iter().copied();
+        let precisions: Vec<_> =
+            all.filter(|precision| !matches!(precision, Precision::Released(_))).collect();
         let curves = names.flat_map(|metric| precisions.iter().map(move |&precision| (metric, precision)));
         curves
             .map(|(metric, precision)| {

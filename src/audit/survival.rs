@@ -5,7 +5,8 @@ use super::divergence::{AnswerSet, FourWay};
 use super::fate::{Fate, MatrixFate, fates};
 use super::findings::Findings;
 use super::plan::Plan;
-use super::rounded::tally;
+use super::released;
+use super::rounded::{Tallies, tally};
 use super::statistics::Statistics;
 use crate::error::Error;
 use crate::metrics::Measured;
@@ -42,16 +43,31 @@ impl Survival {
         };
         Self { unlearned, precision, value, moved, matrices }
     }
+
+    /// What the tallies of a precision say, or why there are none.
+    fn tallied(
+        unlearned: usize,
+        precision: Precision,
+        tallies: Result<&Tallies, &Error>,
+        index: usize,
+    ) -> Self {
+        let matrices = tallies.map(|tallies| tallies.fates(index));
+        Self::new(unlearned, precision, matrices, tallies.ok().map(|tallies| tallies.moved(index)))
+    }
 }
 
-/// Reads the target and every unlearned checkpoint once more, and gives the survivals with the bytes read.
+/// Reads the target and these of the plan's unlearned models once more, and gives the survivals with the bytes read.
 ///
 /// `watch` is told the checkpoint, and how many of how many weights are done. A pair that cannot be compared (another
 /// architecture) has no survival, with the reason: the audit's own figures do not need it.
-pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (Vec<Survival>, u64) {
+pub fn measure_survival(
+    plan: &Plan,
+    unlearned: &[usize],
+    watch: &mut dyn FnMut(&str, u64, u64),
+) -> (Vec<Survival>, u64) {
     let schemes = plan.precisions.iter().filter_map(|&precision| match precision {
         Precision::Quantized(scheme, Rounding::Nearest) => Some(scheme),
-        Precision::Full | Precision::Quantized(..) => None,
+        Precision::Full | Precision::Quantized(..) | Precision::Released(_) => None,
     });
     let schemes: Vec<_> = schemes.collect();
     let rounded = plan.precisions.iter().copied();
@@ -60,7 +76,7 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
     if schemes.is_empty() {
         return (all, bytes);
     }
-    for unlearned in plan.unlearned() {
+    for &unlearned in unlearned {
         let model = &plan.models[unlearned];
         let codes = CodesPlan {
             target: plan.models[Plan::TARGET].path.clone(),
@@ -80,6 +96,14 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
             let matrices = codes.as_ref().map(|codes| fates(codes, index));
             all.push(Survival::new(unlearned, Precision::nearest(scheme), matrices, None));
         }
+        let files = plan.released.iter().filter(|file| file.model == unlearned);
+        for file in files {
+            let tallies = released::survival(&asked, &file.path, file.scheme, &mut |done, total| {
+                watch(&format!("{} {}", model.name, file.precision()), done, total);
+            });
+            bytes += tallies.as_ref().map_or(0, |tallies| tallies.bytes);
+            all.push(Survival::tallied(unlearned, file.precision(), tallies.as_ref(), 0));
+        }
         if rounded.is_empty() {
             continue;
         }
@@ -88,9 +112,7 @@ pub fn measure_survival(plan: &Plan, watch: &mut dyn FnMut(&str, u64, u64)) -> (
         });
         bytes += tallies.as_ref().map_or(0, |tallies| tallies.bytes);
         for (index, &precision) in rounded.iter().enumerate() {
-            let matrices = tallies.as_ref().map(|tallies| tallies.fates(index));
-            let moved = tallies.as_ref().ok().map(|tallies| tallies.moved(index));
-            all.push(Survival::new(unlearned, precision, matrices, moved));
+            all.push(Survival::tallied(unlearned, precision, tallies.as_ref(), index));
         }
     }
     (all, bytes)

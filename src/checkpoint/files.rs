@@ -31,6 +31,7 @@ pub(crate) fn read_bytes(path: &Path, what: &'static str, remedy: &str, limit_by
         return Err(malformed(path, what, "a longer file", format!("at most {limit_bytes} bytes")));
     }
     not_lfs_pointer(path, &bytes)?;
+    log::debug!(path:% = path.display(), bytes = bytes.len(); "read {} ({} bytes)", path.display(), bytes.len());
     Ok(bytes)
 }
 

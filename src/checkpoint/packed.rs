@@ -131,6 +131,17 @@ impl PackedMatrix {
         &shards[self.codes.0]
     }
 
+    /// The scheme of its codes, where it is one of ours.
+    pub(super) fn scheme(&self) -> Option<Scheme> {
+        let whole_row = self.group == self.shape[1];
+        match (self.per_word, u32::try_from(self.group)) {
+            (4, _) => whole_row.then_some(Scheme::Int8),
+            (_, _) if whole_row => Some(Scheme::Int4Row),
+            (_, Ok(group)) => Scheme::ALL.into_iter().find(|scheme| *scheme == Scheme::Int4 { group }),
+            (_, Err(_)) => None,
+        }
+    }
+
     /// The values of some rows as little-endian f32, and the bytes that were read for them.
     pub(super) fn read(&self, shards: &[Shard], rows: Range<usize>) -> Result<(Vec<u8>, u64)> {
         let cols = self.shape[1];

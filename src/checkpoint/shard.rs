@@ -82,6 +82,12 @@ impl Shard {
             return Err(malformed(&path, "file", &format!("{file_bytes} bytes"), expected));
         }
         let names = metadata.offset_keys();
+        log::debug!(
+            path:% = path.display(), bytes = file_bytes, tensors = names.len();
+            "opened {} ({file_bytes} bytes, {} tensors)",
+            path.display(),
+            names.len()
+        );
         Ok(Self { path, file, metadata, names, data_start })
     }
 

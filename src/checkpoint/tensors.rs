@@ -138,6 +138,14 @@ impl Tensors {
         self.places.contains_key(name) || self.packed.contains_key(name)
     }
 
+    /// The scheme of all packed matrices; `None` if there is none, or they are not of one scheme.
+    #[must_use]
+    pub fn packed_scheme(&self) -> Option<Scheme> {
+        let mut schemes = self.packed.values().map(PackedMatrix::scheme);
+        let first = schemes.next()??;
+        schemes.all(|scheme| scheme == Some(first)).then_some(first)
+    }
+
     /// A tensor's dtype and shape, from its file's header. A packed matrix is F32.
     ///
     /// # Errors

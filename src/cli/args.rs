@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::audit::AuditArgs;
 use super::codes::CodesArgs;
@@ -13,9 +13,12 @@ use super::devices::DevicesArgs;
 use super::export::ExportArgs;
 use super::generate::GenerateArgs;
 use super::localize::LocalizeArgs;
+use super::merge::MergeArgs;
+use super::output::JsonArgs;
 use super::quantize::QuantizeArgs;
 use super::report::ReportArgs;
 use super::shell::{CompletionsArgs, ManArgs};
+use super::stderr::Format;
 use crate::error::Result;
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
@@ -30,6 +33,9 @@ Exit codes:
   5  a verdict is one that --fail-on names
   130  interrupted; `undertext audit --resume` goes on";
 
+/// Of the flags that every command has.
+const HEADING: &str = "What stderr says";
+
 /// Does quantization bring back what a language model was made to unlearn?
 #[derive(Debug, Parser)]
 #[command(
@@ -42,8 +48,17 @@ Exit codes:
 )]
 pub(super) struct Cli {
     /// No progress and no notices on stderr; errors, and what --explain asks for, stay
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = HEADING)]
     pub(super) quiet: bool,
+
+    /// Say on stderr what is done: device, kernels, files, plan, passes; -vv says every pass
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet", help_heading = HEADING)]
+    pub(super) verbose: u8,
+
+    /// How stderr looks: json is one object a line, with time, level, message and fields (progress: part, stage, done, total,
+    /// unit, seconds, tokens_per_second, eta_seconds)
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text", global = true, help_heading = HEADING)]
+    pub(super) log_format: Format,
 
     #[command(subcommand)]
     pub(super) command: Command,
@@ -57,14 +72,16 @@ Examples:
   undertext audit --target models/target --unlearned models/npo models/ga --data data/news
   undertext audit --target T --unlearned U --retrain R --data D --precision int8,int4-g32,nf4-b64
   undertext audit --target T --unlearned U --data D --corpus books --limit 20 --device cpu
-  undertext audit --target T --unlearned U --data D --json report.json --fail-on resurrected
-  undertext audit --target T --unlearned U --data D --json report.json --html report.html
+  undertext audit --target T --unlearned U --data D --json=report.json --fail-on resurrected
+  undertext audit --target T --unlearned U --data D --json=report.json --html report.html
   undertext audit --target T --unlearned U --data D --repair --keep auto
+  undertext audit --target T --unlearned U --data D --precision int4 --released U-int4
   undertext audit --target T --unlearned U --data D --dose 0,0.25,0.5,0.75,1 --html dose.html
   undertext audit --target T --data D --series size=models/k1@0.8,models/k2@1.7,models/k3@2.5
   undertext audit --target T --unlearned U --data D --out runs/npo
   undertext audit --resume runs/npo           go on after Ctrl-C, a crash or a lost device
   undertext audit runs/npo/plan.toml          ask the same again, into a new folder
+  undertext audit runs/npo/plan.toml --shard 1/3 --out shards/1      a third of it (see merge)
 
 A checkpoint is a directory with config.json, *.safetensors and tokenizer.json (Hugging Face layout, \
 Llama architecture). The data directory has MUSE's layout: knowmem/{forget,retain}_qa.json and \
@@ -87,13 +104,10 @@ Examples:
     Demo(DemoArgs),
 
     /// Continue a prompt greedily
-    #[command(
-        override_usage = "undertext generate <DIR[@PRECISION]> --prompt <TEXT> [OPTIONS]",
-        after_help = "\
+    #[command(after_help = "\
 Examples:
   undertext generate models/target --prompt 'Once upon a time'
-  undertext generate models/target@int4-g128 --prompt 'Once upon a time' --max-new-tokens 64 --json"
-    )]
+  undertext generate models/target@int4-g128 --prompt 'Once upon a time' --max-new-tokens 64 --json")]
     Generate(GenerateArgs),
 
     /// Hold the logits of arms against those of the first one, on the same tokens
@@ -114,7 +128,7 @@ whole otherwise: every token once, the first of each window left out where windo
     #[command(after_help = "\
 Examples:
   undertext codes models/target models/npo
-  undertext codes models/target models/npo --schemes int4,nf4-b64 --json codes.json
+  undertext codes models/target models/npo --schemes int4,nf4-b64 --json=codes.json
   undertext codes models/target models/npo --quantize-head --json > codes.json
   undertext codes models/target models/npo --device cpu
 
@@ -130,7 +144,7 @@ int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf
 Examples:
   undertext localize --target models/target --unlearned models/npo --data data/news
   undertext localize --target T --unlearned U --data D --precision int4-g32 --by layer,module
-  undertext localize --target T --unlearned U --data D --limit 20 --json localize.json
+  undertext localize --target T --unlearned U --data D --limit 20 --json=localize.json
 
 Every variant is quantized in one part only; all run in lockstep and fork where they begin to differ. Recovery is that of \
 the log-probability of the true answers on the forget set: 0 % as in the unlearned model at full precision, 100 % as in \
@@ -155,12 +169,29 @@ them), or packed with --format compressed-tensors; all other tensors as stored. 
 Schemes: int8, int4 (= int4-g128), int4-g32, int4-g64, int4-g128, int4-asym-g128, int4-row, fp4-b64, nf4-b64.")]
     Quantize(QuantizeArgs),
 
+    /// Join the run folders of all shards of an audit, and make its report
+    #[command(after_help = "\
+Examples:
+  undertext audit --target T --unlearned U --data D --shard 1/3 --out shards/1      on one machine
+  undertext audit --target T --unlearned U --data D --shard 2/3 --out shards/2      on another
+  undertext audit --target T --unlearned U --data D --shard 3/3 --out shards/3
+  undertext merge shards/1 shards/2 shards/3 --out runs/npo
+  undertext merge shards/* --out runs/npo --json=report.json --html report.html
+
+No model is run and no weight is read, only the checkpoints' headers, the tokenizer and the data. The report is that of one run \
+of the whole audit, but for `counters`, `gpu_seconds`, `gpu_timed_dispatches` and, on a GPU, `memory` and kernels for problems that one \
+run does not meet. All shards must be of one plan, of the same inputs (by content), one build of the program, one kind of device \
+and the same kernels, and be done: what differs or is missing is named, and nothing is written (exit code 3; 2 if a shard is missing or \
+given twice, 1 while it is running). The folder then is as any run's; --fail-on of the plan counts here.")]
+    Merge(MergeArgs),
+
     /// Make the page of an audit's record or run folder: report.html of report.json
     #[command(after_help = "\
 Examples:
   undertext report report.json                    writes report.html beside it
   undertext report runs/npo                       the same of a run's folder
   undertext report report.json --html page.html
+  undertext report runs/npo --json                prints where the page is as JSON
 
 One file that needs nothing else: no network, no script. `undertext audit` and `undertext demo` write it with --html FILE.")]
     Report(ReportArgs),
@@ -211,10 +242,8 @@ pub(super) struct Common {
     #[arg(long, value_name = "DEVICE")]
     pub(super) device: Option<DeviceChoice>,
 
-    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
-    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
-    pub(super) json: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    pub(super) json: JsonArgs,
 }
 
 /// How a command runs that is no audit.

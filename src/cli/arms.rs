@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::args::MemoryArgs;
 use super::device::Device;
 use super::memory::{budget, verdict};
+use super::meter::{self, Metered};
 use super::output::{notice, say};
 use crate::audit::OpenArms;
 use crate::engine::{Budget, Given, MemoryPlan, Needs};
@@ -100,9 +101,12 @@ impl<'a> Arms<'a> {
         let mut all = self.plans.borrow_mut();
         all.retain(|plan| plan.arms.end <= arms.start);
         let groups = plans.iter().map(|plan| plan.arms.clone()).collect();
-        if self.memory.explain {
-            for plan in &plans {
-                say(&verdict(plan, &self.names[plan.arms.clone()].join(", "), budget));
+        for plan in &plans {
+            let verdict = verdict(plan, &self.names[plan.arms.clone()].join(", "), budget);
+            if !self.memory.explain {
+                log::debug!(peak_bytes = plan.peak, budget_bytes = budget.bytes; "{verdict}");
+            } else {
+                say(&verdict);
                 say(&memory_text(&schema::Memory::new(plan, &self.names[plan.arms.clone()], budget)));
             }
         }
@@ -138,12 +142,14 @@ impl OpenArms for &Arms<'_> {
     }
 
     fn open(&mut self, arms: Range<usize>) -> Result<Box<dyn Lockstep>> {
+        meter::loading();
         let sources = &self.sources[arms.clone()];
         let plans = self.plans.borrow();
         match (self.device, plans.iter().find(|plan| plan.arms == arms)) {
             (Device::Gpu(gpu), Some(plan)) => {
                 gpu.limit_uploads(plan.uploads);
-                Ok(Box::new(Llama::new(gpu, sources, self.quantize_head, plan.layout)?))
+                let llama = Llama::new(gpu, sources, self.quantize_head, plan.layout)?;
+                Ok(Box::new(Metered::new(llama)))
             }
             (Device::Gpu(_), None) => unreachable!("arms {arms:?} were laid out"),
             (Device::Cpu, _) => {
@@ -152,7 +158,8 @@ impl OpenArms for &Arms<'_> {
                     let reference = Reference::load_source(source, self.quantize_head, tokens)?;
                     Ok(reference.with_kv_f16(self.memory.kv == KvFormat::F16))
                 };
-                Ok(Box::new(Each(sources.iter().map(load).collect::<Result<_>>()?)))
+                let each = Each(sources.iter().map(load).collect::<Result<_>>()?);
+                Ok(Box::new(Metered::new(each)))
             }
         }
     }

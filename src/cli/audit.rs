@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{Out, PLAN};
 use super::plan_file::PlanFile;
+use super::released::with_scheme;
 use super::session::{self, SessionArgs};
-use crate::audit::SeriesRequest;
+use crate::audit::{ReleasedRequest, SeriesRequest};
 use crate::error::Result;
 use crate::metrics::membership::Corpus;
 use crate::quant::Precision;
@@ -17,12 +18,13 @@ use crate::quant::Precision;
 pub(super) const PRECISIONS: &str = "fp16,int8,int4-g128";
 
 /// Flags that a plan holds.
-const PLANNED: [&str; 29] = [
+const PLANNED: [&str; 30] = [
     "target",
     "unlearned",
     "series",
     "retrain",
     "data",
+    "released",
     "precision",
     "repair",
     "keep",
@@ -56,7 +58,7 @@ pub(super) struct AuditArgs {
     plan: Option<PathBuf>,
 
     /// Go on with the run in this folder
-    #[arg(long, value_name = "DIR", conflicts_with_all = PLANNED, conflicts_with_all = ["plan", "out", "no_out"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = PLANNED, conflicts_with_all = ["plan", "out", "no_out", "shard"])]
     resume: Option<PathBuf>,
 
     /// The run's folder: a new one, or that of the same audit, which then goes on
@@ -80,6 +82,12 @@ pub(super) struct AuditArgs {
     /// (sustainability): gives every metric against these values. May be repeated
     #[arg(long, value_name = "NAME=DIR@VALUE,...")]
     series: Vec<SeriesRequest>,
+
+    /// A quantized file of an unlearned checkpoint, as it is handed out (such as `undertext quantize` writes): asked as it
+    /// is, and judged beside the checkpoint's own precisions. UNLEARNED is the checkpoint's name in the report, needed if
+    /// there are several; SCHEME is needed if the file does not say it. May be repeated
+    #[arg(long, value_name = "[UNLEARNED=]DIR[@SCHEME]")]
+    released: Vec<ReleasedRequest>,
 
     /// A checkpoint that never saw the forget set: PrivLeak's reference
     #[arg(long, value_name = "DIR")]
@@ -141,7 +149,7 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
     let asked = args.session.asked(out);
     let plan = match (&args.resume, &args.plan) {
         (Some(folder), _) => PlanFile::read(&folder.join(PLAN))?,
-        (None, Some(plan)) => PlanFile::read(plan)?,
+        (None, Some(plan)) => args.session.of_shard(PlanFile::read(plan)?),
         (None, None) => args.plan_file()?,
     };
     session::run(&plan, &asked)
@@ -150,6 +158,7 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
 impl AuditArgs {
     /// What the flags say, as a plan.
     fn plan_file(self) -> Result<PlanFile> {
+        let released = self.released.into_iter().map(with_scheme).collect::<Result<Vec<_>>>()?;
         let mut plan = PlanFile {
             target: self.target,
             unlearned: self.unlearned,
@@ -160,6 +169,7 @@ impl AuditArgs {
             limit: self.limit,
             quantize_head: self.quantize_head,
             corpus: self.corpus,
+            released: released.into_iter().map(Into::into).collect(),
             series: self.series.into_iter().map(Into::into).collect(),
             ..self.session.plan_file()
         };

@@ -54,7 +54,7 @@ pub(super) fn run(args: CodesArgs) -> Result<()> {
     let device = Device::open_unless_software(common.device.as_ref())?;
     let name = unlearned.display().to_string();
     let plan = CodesPlan { target, unlearned, schemes, quantize_head };
-    let mut progress = Amount::weights();
+    let mut progress = Amount::weights("comparing");
     let mut watch = |done: u64, total: u64| progress.show(&name, done, total);
     let found = match &device {
         Device::Cpu => compare_codes(plan, &mut watch),
@@ -73,7 +73,9 @@ pub(super) fn scheme(text: &str) -> Result<Scheme> {
         Ok(Precision::Quantized(..)) => {
             Err(wrong("schemes alone: their nearest codes are compared".to_owned()))
         }
-        Ok(Precision::Full) => Err(wrong("a scheme that quantizes: full precision has no codes".to_owned())),
+        Ok(Precision::Full | Precision::Released(_)) => {
+            Err(wrong("a scheme that quantizes: full precision has no codes".to_owned()))
+        }
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),
         Err(other) => Err(other),
     }

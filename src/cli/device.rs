@@ -27,10 +27,10 @@ impl Device {
     /// [`crate::Error::NoDevice`] if there is no such device, [`crate::Error::Device`] if it cannot be opened.
     pub fn open(choice: Option<&DeviceChoice>, tuning: Tuning, watched: bool) -> Result<Self> {
         let choice = match choice {
-            Some(DeviceChoice::Cpu) => return Ok(Self::Cpu),
+            Some(DeviceChoice::Cpu) => return Ok(Self::cpu()),
             None | Some(DeviceChoice::Best) if gpu::list().is_empty() => {
                 notice("no GPU adapter found; running on the CPU");
-                return Ok(Self::Cpu);
+                return Ok(Self::cpu());
             }
             None => &DeviceChoice::Best,
             Some(choice) => choice,
@@ -38,10 +38,16 @@ impl Device {
         let gpu = Gpu::open(choice)?.with_tuning(tuning, gpu::cache_folder().as_deref()).with_profile(true);
         let gpu = if watched { gpu.with_watched_memory() } else { gpu };
         let info = gpu.info();
+        told(info);
         if info.is_software() && *choice == DeviceChoice::Best {
             notice(&format!("{} is a software adapter: right, but slow", info.name));
         }
         Ok(Self::Gpu(Arc::new(gpu)))
+    }
+
+    fn cpu() -> Self {
+        told(&DeviceInfo::cpu());
+        Self::Cpu
     }
 
     /// Opens the device that `choice` means, for work that the host does faster than an adapter emulated on it: without a
@@ -53,7 +59,7 @@ impl Device {
     pub fn open_unless_software(choice: Option<&DeviceChoice>) -> Result<Self> {
         match choice {
             None | Some(DeviceChoice::Best) if gpu::list().first().is_none_or(DeviceInfo::is_software) => {
-                Ok(Self::Cpu)
+                Ok(Self::cpu())
             }
             choice => Self::open(choice, Tuning::Off, false),
         }
@@ -110,4 +116,13 @@ impl Device {
             Self::Gpu(gpu) => (gpu.kernel_seconds(), gpu.timed_dispatches()),
         }
     }
+}
+
+/// Says what device is used to those who ask.
+fn told(info: &DeviceInfo) {
+    let DeviceInfo { name, backend, kind, driver, .. } = info;
+    log::debug!(
+        device = name.as_str(), backend = backend.as_str(), kind = kind.as_str(), driver = driver.as_str();
+        "device: {name} ({backend}, {kind}), {driver}"
+    );
 }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::demo;
 use super::folder::{PLAN, REPORT};
-use super::output::{notice, print, write};
+use super::output::{JsonArgs, Output, notice, write};
 use super::plan_file::PlanFile;
 use super::report::read;
 use crate::audit::{Audit, Plan, Store, StoredAnswers};
@@ -16,7 +17,7 @@ use crate::report::export::{Export, ExportFile, Format};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// A run's folder, or what `undertext audit --json FILE` wrote
+    /// A run's folder, or what `undertext audit --json=FILE` wrote
     #[arg(value_name = "DIR|REPORT.JSON")]
     record: PathBuf,
 
@@ -32,6 +33,20 @@ pub(super) struct ExportArgs {
     /// Only what the record itself holds: no MUSE_EVAL.json, no samples
     #[arg(long)]
     summary_only: bool,
+
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Exported<'a> {
+    format: &'a str,
+    /// The file or the folder; none if the text is here.
+    out: Option<&'a Path>,
+    /// Within the folder.
+    files: Vec<&'a Path>,
+    text: Option<&'a str>,
 }
 
 /// [`Format`].
@@ -61,6 +76,7 @@ impl From<FormatName> for Format {
 /// Writes a record in another tool's format and says where.
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
     let format = Format::from(args.format);
+    let output = Output::new(args.json.clone());
     let folder = args.record.is_dir().then_some(args.record.as_path());
     let path = folder.map_or_else(|| args.record.clone(), |folder| folder.join(REPORT));
     let report = read(&path)?;
@@ -83,7 +99,11 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     let files = export.files(format)?;
     if format.is_one_file() {
         let text = files.into_iter().map(|file| file.text).collect::<String>();
-        return args.out.as_deref().map_or_else(|| print(&text), |out| write(out, &text));
+        let out = args.out.as_deref();
+        out.map_or(Ok(()), |out| write(out, &text))?;
+        let (name, here) = (format.name(), out.is_none().then_some(text.as_str()));
+        let exported = Exported { format: name, out, files: Vec::new(), text: here };
+        return output.emit(&exported, |_| here.unwrap_or_default().to_owned());
     }
     let beside = path.parent().unwrap_or(Path::new("")).join("exports").join(format.name());
     let out = args.out.clone().unwrap_or(beside);
@@ -93,7 +113,9 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
         write(&path, text)?;
     }
-    print(&format!("{}\n", out.display()))
+    let files = files.iter().map(|file| file.path.as_path()).collect();
+    let exported = Exported { format: format.name(), out: Some(&out), files, text: None };
+    output.emit(&exported, |_| format!("{}\n", out.display()))
 }
 
 /// What the arms of the run in `folder` answered: its plan says what was asked, its store what came back.

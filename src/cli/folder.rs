@@ -7,7 +7,8 @@
 //! | `run.log` | what stderr said, with times |
 //! | `observations/`, `comparisons/`, `inputs.json` | the [store](crate::audit::Store) |
 //! | `sessions.json` | what each session cost |
-//! | `kernels.json` | the kernels that were chosen on the device |
+//! | `kernels.json` | the kernels that were chosen on the device; one that is there before the run decides |
+//! | `survival.json` | of a shard: how much of updates survives, for the report of all shards |
 //! | `.lock` | locked while a process writes to the folder |
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ const RUNS: &str = "undertext-runs";
 
 pub(super) const PLAN: &str = "plan.toml";
 pub(super) const REPORT: &str = "report.json";
+pub(super) const KERNELS: &str = "kernels.json";
 const PAGE: &str = "report.html";
 const LOCK: &str = ".lock";
 const SESSIONS: &str = "sessions.json";
@@ -151,6 +153,11 @@ impl Folder {
         replace(&self.file(SESSIONS), Output::to_json(&all)?.as_bytes())
     }
 
+    /// Counts the sessions of the runs in these folders as those before this one.
+    pub(super) fn follow(&mut self, folders: &[PathBuf]) {
+        self.before = folders.iter().flat_map(|folder| sessions(&folder.join(SESSIONS))).collect();
+    }
+
     /// Whether an earlier session left a report.
     pub(super) fn has_report(&self) -> bool {
         self.file(REPORT).exists()
@@ -193,8 +200,8 @@ fn refuse_others(path: &Path) -> Result<()> {
     }
     for entry in fs::read_dir(path).map_err(Error::read(path))? {
         let name = entry.map_err(Error::read(path))?.file_name();
-        // What a run leaves that is killed before it has written its plan.
-        if ![LOCK, ".plan.toml.tmp"].iter().any(|ours| name == *ours) {
+        // What a run leaves that is killed before it has written its plan; and kernels that it is to compute with.
+        if ![LOCK, ".plan.toml.tmp", KERNELS].iter().any(|ours| name == *ours) {
             return Err(Error::Malformed {
                 path: path.to_path_buf(),
                 what: "the run's folder".to_owned(),
@@ -234,6 +241,21 @@ fn localizations(path: &Path) -> Vec<Localization> {
         notice(&format!("{}: {error}; what was localized before is not kept", path.display()));
         Vec::new()
     })
+}
+
+/// Keeps runs from beginning in a folder as long as the file lives; none if there is no lock to hold.
+///
+/// # Errors
+///
+/// [`Error::Locked`] if one is under way.
+pub(super) fn hold(path: &Path) -> Result<Option<File>> {
+    // Only opened to be read: others' folders may be read-only.
+    let Ok(lock) = File::open(path.join(LOCK)) else { return Ok(None) };
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_path_buf() }),
+        Err(TryLockError::Error(_)) => Ok(None),
+        Ok(()) => Ok(Some(lock)),
+    }
 }
 
 /// What earlier sessions cost; a file that cannot be read only costs these counts.

@@ -13,14 +13,13 @@ use crate::engine::{Ask, Engine, Needs, Observation, Options, Task};
 use crate::error::{Error, Result};
 use crate::model::{Source, check_tensors, stored_scheme};
 use crate::quant::Precision;
-use crate::report::{counters_text, schema};
+use crate::report::{counters_text, printable, schema};
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
     /// A checkpoint directory, with a precision after `@` to quantize it
-    // Optional for clap alone: in `--json DIR` the directory would be taken for the flag's FILE.
-    #[arg(value_name = "DIR[@PRECISION]", required_unless_present = "json")]
-    model: Option<PathBuf>,
+    #[arg(value_name = "DIR[@PRECISION]")]
+    model: PathBuf,
 
     /// The text to continue
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -45,12 +44,7 @@ pub(super) struct GenerateArgs {
 /// Continues the prompt.
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let GenerateArgs { model, prompt, max_new_tokens, keep_from, quantize_head, run } = args;
-    let (model, json) = match (model, run.common.json.clone()) {
-        // `--json DIR`: the directory is the one thing that cannot be missing.
-        (None, Some(Some(directory))) => (directory, Some(None)),
-        (model, json) => (model.ok_or_else(|| usage("DIR", "nothing", "a checkpoint directory"))?, json),
-    };
-    let output = Output::new(json);
+    let output = Output::new(run.common.json.clone());
     let (directory, precision) = split(&model)?;
     let checkpoint = Arc::new(Checkpoint::open(&directory)?);
     check_tensors(&checkpoint)?;
@@ -95,7 +89,11 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     if run.memory.explain {
         say(&counters_text(&generated.counters, &generated.gpu_seconds));
     }
-    output.emit(&generated, |_| format!("{}\n", generated.text))
+    output.emit(&generated, |style| {
+        // What a terminal would obey stays only where none reads it.
+        let text = if style.width.is_some() { printable(&generated.text) } else { generated.text.clone() };
+        format!("{text}\n")
+    })
 }
 
 fn usage(flag: &'static str, found: &str, expected: &str) -> Error {

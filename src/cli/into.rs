@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::demo::Family;
 use super::folder::{PLAN, REPORT, lock, save};
-use super::output::mention;
+use super::output::notice;
 use super::plan_file::PlanFile;
 use super::report::read;
 use crate::audit::{Inputs, LocalizePlan, Model, Plan, Role};
@@ -145,7 +145,7 @@ impl RunReport {
             None => all.push(record.clone()),
         }
         save(&self.folder, &self.report)?;
-        mention(&format!("note: added to {}", self.folder.join(REPORT).display()));
+        notice(&format!("added to {}", self.folder.join(REPORT).display()));
         Ok(())
     }
 }

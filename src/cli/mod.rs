@@ -1,6 +1,6 @@
 //! Flags to a validated plan, and the commands.
 //!
-//! stdout carries the result and nothing else; notices, progress and errors go to stderr, an error as one line. Exit
+//! stdout carries the result and nothing else; notices, progress and errors go to [stderr], an error as one line. Exit
 //! codes are those of [`crate::error`].
 
 mod args;
@@ -21,14 +21,21 @@ mod judge;
 mod localize;
 mod log;
 mod memory;
+mod merge;
+mod meter;
 mod output;
 mod plan_file;
+mod plan_tables;
 mod progress;
 mod quantize;
+mod released;
 mod repair;
 mod report;
 mod session;
+mod shard;
 mod shell;
+mod stderr;
+mod usage;
 
 use std::ffi::OsString;
 
@@ -41,18 +48,23 @@ pub use device::Device;
 pub fn run<I, T>(arguments: I) -> u8
 where
     I: IntoIterator<Item = T>,
-    T: Into<OsString> + Clone,
+    T: Into<OsString>,
 {
-    let cli = match args::Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let cli = match args::Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
             let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            // Nothing is left to tell if help itself cannot be printed.
-            let _ = error.print();
-            return if asked { 0 } else { 2 };
+            if asked {
+                // Nothing is left to tell if help itself cannot be printed.
+                let _ = error.print();
+                return 0;
+            }
+            usage::print(&error, &arguments);
+            return usage::EXIT_CODE;
         }
     };
-    output::set_quiet(cli.quiet);
+    stderr::set(cli.quiet, cli.verbose, cli.log_format);
     let result = match cli.command {
         args::Command::Audit(args) => audit::run(*args),
         args::Command::Demo(args) => demo::run(&args),
@@ -61,10 +73,11 @@ where
         args::Command::Compare(args) => compare::run(args),
         args::Command::Localize(args) => localize::run(args),
         args::Command::Quantize(args) => quantize::run(args),
+        args::Command::Merge(args) => merge::run(&args),
         args::Command::Report(args) => report::run(args),
         args::Command::Export(args) => export::run(&args),
-        args::Command::Completions(args) => shell::completions(&args),
-        args::Command::Man(args) => shell::man(&args),
+        args::Command::Completions(args) => shell::completions(args),
+        args::Command::Man(args) => shell::man(args),
         args::Command::Devices(args) => devices::run(&args),
     };
     match result {

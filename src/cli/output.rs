@@ -1,16 +1,32 @@
-//! stdout, stderr and report files.
+//! stdout and report files.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use anstream::{AutoStream, ColorChoice};
+use clap::Args;
 use serde::Serialize;
 
 use super::json::rows;
-use super::log;
+pub(super) use super::stderr::{error, notice, say};
 use crate::checkpoint::files::replace;
 use crate::error::{Error, Result};
 use crate::report::Style;
+
+/// Columns of a terminal that does not say how many it has, or says nonsense.
+const WIDTH: u16 = 80;
+
+/// Least columns that a text is made to fit.
+const LEAST_WIDTH: u16 = 20;
+
+/// `--json`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct JsonArgs {
+    /// Print one JSON value instead of text; with =FILE, print text and write the JSON there
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
+    json: Option<Option<PathBuf>>,
+}
 
 /// Where a command's result goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +41,8 @@ pub(super) enum Output {
 
 impl Output {
     /// Reads the value of `--json`.
-    pub(super) fn new(json: Option<Option<PathBuf>>) -> Self {
-        match json {
+    pub(super) fn new(args: JsonArgs) -> Self {
+        match args.json {
             None => Self::Text,
             Some(None) => Self::Json,
             Some(Some(path)) => Self::File(path),
@@ -71,13 +87,28 @@ impl Output {
     }
 }
 
+/// What stdout can show.
 fn style() -> Style {
-    if std::io::stdout().is_terminal() { Style::Terminal } else { Style::Plain }
+    let stdout = std::io::stdout();
+    let width = || {
+        let found = terminal_size::terminal_size_of(&stdout).map(|(terminal_size::Width(width), _)| width);
+        found.filter(|width| *width >= LEAST_WIDTH).unwrap_or(WIDTH)
+    };
+    Style {
+        width: stdout.is_terminal().then(width),
+        colour: AutoStream::choice(&stdout) != ColorChoice::Never,
+    }
 }
 
 /// Prints to stdout. A reader that has gone away (`| head`) wants no more: that is no error.
 pub(super) fn print(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
+    let stdout = std::io::stdout().lock();
+    // Without colours nothing is taken away either: a model may say what looks like one.
+    let choice = match AutoStream::choice(&stdout) {
+        ColorChoice::Never => ColorChoice::AlwaysAnsi,
+        choice => choice,
+    };
+    let mut stdout = AutoStream::new(stdout, choice);
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::write(Path::new("stdout"))(error)),
         _ => Ok(()),
@@ -91,40 +122,4 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
         return std::fs::write(path, text).map_err(Error::write(path));
     }
     replace(path, text.as_bytes())
-}
-
-/// Whether the user wants nothing on stderr but errors and what is asked for.
-static QUIET: AtomicBool = AtomicBool::new(false);
-
-/// `--quiet`.
-pub(super) fn set_quiet(quiet: bool) {
-    QUIET.store(quiet, Ordering::Relaxed);
-}
-
-pub(super) fn is_quiet() -> bool {
-    QUIET.load(Ordering::Relaxed)
-}
-
-/// Says something to the user that is not the result.
-pub(super) fn notice(text: &str) {
-    mention(&format!("note: {text}"));
-}
-
-/// One line to stderr unless the user wants it quiet; to the run's log in any case.
-pub(super) fn mention(line: &str) {
-    if is_quiet() { log::keep(line) } else { say(line) }
-}
-
-/// Prints an error on one line.
-pub(super) fn error(error: &Error) {
-    // A driver's or compiler's report may have many lines.
-    let lines = error.to_string();
-    let line: Vec<_> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    say(&format!("error: {}", line.join("; ")));
-}
-
-/// One line to stderr, and to the run's log if there is one; nobody is left to tell if that fails.
-pub(super) fn say(line: &str) {
-    log::keep(line);
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -6,12 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::CorpusName;
 use super::judge::OutcomeName;
-use super::memory::{exact, kv, size};
-use crate::audit::{Criteria, Request, SeriesRequest};
+use super::plan_tables::{CriteriaTable, DeviceTable, ReleasedTable, SeriesTable};
+use crate::audit::{Request, Shard};
 use crate::checkpoint::files::read_text;
 use crate::error::{Error, Result};
-use crate::gpu::{DeviceChoice, Tuning};
-use crate::kernels::KvFormat;
 use crate::quant::{Precision, Share};
 
 /// Longest plan that is read.
@@ -26,6 +24,9 @@ pub(super) struct PlanFile {
     /// Whether the family is the one that is built into the program; then the next four are not given.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) demo: bool,
+    /// `--shard`; the whole audit without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) shard: Option<Shard>,
     /// `--target`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) target: Option<PathBuf>,
@@ -69,6 +70,9 @@ pub(super) struct PlanFile {
     pub(super) criteria: CriteriaTable,
     /// What it runs on.
     pub(super) device: DeviceTable,
+    /// `--released`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) released: Vec<ReleasedTable>,
     /// `--series`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) series: Vec<SeriesTable>,
@@ -78,6 +82,7 @@ impl Default for PlanFile {
     fn default() -> Self {
         Self {
             demo: false,
+            shard: None,
             target: None,
             unlearned: Vec::new(),
             retrain: None,
@@ -95,160 +100,9 @@ impl Default for PlanFile {
             fail_on: Vec::new(),
             criteria: CriteriaTable::default(),
             device: DeviceTable::default(),
+            released: Vec::new(),
             series: Vec::new(),
         }
-    }
-}
-
-/// [`Criteria`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct CriteriaTable {
-    resurrected_above: f64,
-    held_below: f64,
-    collapsed_below: f64,
-    least_gap: f64,
-    resamples: usize,
-    seed: u64,
-}
-
-impl Default for CriteriaTable {
-    fn default() -> Self {
-        Criteria::default().into()
-    }
-}
-
-impl From<Criteria> for CriteriaTable {
-    fn from(criteria: Criteria) -> Self {
-        let Criteria { resamples, seed, resurrected_above, held_below, collapsed_below, least_gap } =
-            criteria;
-        Self { resurrected_above, held_below, collapsed_below, least_gap, resamples, seed }
-    }
-}
-
-impl From<CriteriaTable> for Criteria {
-    fn from(table: CriteriaTable) -> Self {
-        let CriteriaTable { resurrected_above, held_below, collapsed_below, least_gap, resamples, seed } =
-            table;
-        Self { resamples, seed, resurrected_above, held_below, collapsed_below, least_gap }
-    }
-}
-
-/// What a run runs on, and how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct DeviceTable {
-    /// `--device`; the best there is without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<String>,
-    /// `--no-tune` is off, `--retune` is afresh.
-    tuning: TuningName,
-    /// `--vram`; most of what the adapter has without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    vram: Option<String>,
-    /// `--kv`.
-    kv: String,
-    /// `--naive`.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    naive: bool,
-}
-
-impl Default for DeviceTable {
-    fn default() -> Self {
-        let kv = KvFormat::F16.name().to_owned();
-        Self { device: None, tuning: TuningName::default(), vram: None, kv, naive: false }
-    }
-}
-
-impl DeviceTable {
-    /// What the flags say.
-    pub(super) fn new(
-        device: Option<&DeviceChoice>,
-        tuning: Tuning,
-        vram: Option<u64>,
-        kv: KvFormat,
-        naive: bool,
-    ) -> Self {
-        Self {
-            device: device.map(ToString::to_string),
-            tuning: tuning.into(),
-            vram: vram.map(exact),
-            kv: kv.name().to_owned(),
-            naive,
-        }
-    }
-
-    pub(super) fn choice(&self) -> Option<DeviceChoice> {
-        self.device.as_ref().and_then(|device| device.parse().ok())
-    }
-
-    pub(super) fn tuning(&self) -> Tuning {
-        match self.tuning {
-            TuningName::Remembered => Tuning::Remembered,
-            TuningName::Off => Tuning::Off,
-            TuningName::Afresh => Tuning::Afresh,
-        }
-    }
-
-    pub(super) fn vram(&self) -> Result<Option<u64>> {
-        self.vram.as_deref().map(size).transpose()
-    }
-
-    pub(super) fn kv(&self) -> Result<KvFormat> {
-        kv(&self.kv)
-    }
-
-    pub(super) fn naive(&self) -> bool {
-        self.naive
-    }
-}
-
-/// [`Tuning`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TuningName {
-    #[default]
-    Remembered,
-    Off,
-    Afresh,
-}
-
-impl From<Tuning> for TuningName {
-    fn from(tuning: Tuning) -> Self {
-        match tuning {
-            Tuning::Remembered => Self::Remembered,
-            Tuning::Off => Self::Off,
-            Tuning::Afresh => Self::Afresh,
-        }
-    }
-}
-
-/// [`SeriesRequest`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SeriesTable {
-    name: String,
-    steps: Vec<StepTable>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StepTable {
-    unlearned: PathBuf,
-    value: f64,
-}
-
-impl From<SeriesRequest> for SeriesTable {
-    fn from(SeriesRequest { name, steps }: SeriesRequest) -> Self {
-        let steps = steps.into_iter().map(|(unlearned, value)| StepTable { unlearned, value });
-        Self { name, steps: steps.collect() }
-    }
-}
-
-impl From<&SeriesTable> for SeriesRequest {
-    fn from(SeriesTable { name, steps }: &SeriesTable) -> Self {
-        let steps = steps.iter().map(|step| (step.unlearned.clone(), step.value));
-        Self { name: name.clone(), steps: steps.collect() }
     }
 }
 
@@ -284,14 +138,14 @@ impl PlanFile {
     ///
     /// [`Error::Flag`] if a path is empty.
     pub(super) fn resolve(&mut self, folder: &Path) -> Result<()> {
-        let steps = self.series.iter_mut().flat_map(|series| &mut series.steps);
         let named = [
             ("--target", self.target.iter_mut().collect::<Vec<_>>()),
             ("--unlearned", self.unlearned.iter_mut().collect()),
             ("--retrain", self.retrain.iter_mut().collect()),
             ("--data", self.data.iter_mut().collect()),
             ("--tokenizer", self.tokenizer.iter_mut().collect()),
-            ("--series", steps.map(|step| &mut step.unlearned).collect()),
+            ("--released", self.released.iter_mut().map(ReleasedTable::checkpoint).collect()),
+            ("--series", self.series.iter_mut().flat_map(SeriesTable::checkpoints).collect()),
         ];
         for (flag, paths) in named {
             for path in paths {
@@ -314,10 +168,7 @@ impl PlanFile {
         for share in &mut self.dose {
             *share = dose(share)?.to_string();
         }
-        self.device.device = self.device.choice().map(|choice| choice.to_string());
-        self.device.vram = self.device.vram()?.map(exact);
-        self.device.kv = self.device.kv()?.name().to_owned();
-        Ok(())
+        self.device.spell()
     }
 
     /// Checks that it says what is audited.
@@ -337,6 +188,11 @@ impl PlanFile {
             }
         }
         Ok(())
+    }
+
+    /// Whether arms are held against each other: one at a time, there is nothing to hold them against.
+    pub(super) fn compares(&self) -> bool {
+        self.divergence && !self.device.naive()
     }
 
     /// The file's text.
@@ -373,6 +229,7 @@ impl PlanFile {
             quantize_head: self.quantize_head,
             tokenizer: self.tokenizer.clone(),
             corpus: self.corpus.map(Into::into),
+            released: self.released.iter().map(ReleasedTable::request).collect::<Result<_>>()?,
             series: self.series.iter().map(Into::into).collect(),
             criteria: self.criteria.into(),
         })
@@ -384,13 +241,18 @@ impl PlanFile {
     ///
     /// [`Error::PlansDiffer`] with the first field that differs.
     pub(super) fn same_as(&self, theirs: &Self, path: &Path) -> Result<()> {
-        let table = |plan: &Self| toml::Table::try_from(plan).unwrap_or_default();
-        match difference("", &table(theirs), &table(self)) {
+        match theirs.difference(self) {
             Some((field, found, asked)) => {
                 Err(Error::PlansDiffer { path: path.to_path_buf(), field, found, asked })
             }
             None => Ok(()),
         }
+    }
+
+    /// The first field that is not as in `other`, with its value here and there.
+    pub(super) fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let table = |plan: &Self| toml::Table::try_from(plan).unwrap_or_default();
+        difference("", &table(self), &table(other))
     }
 }
 
@@ -431,6 +293,9 @@ fn broken(path: &Path, what: &str, found: &str, expected: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::{Criteria, SeriesRequest};
+    use crate::gpu::{DeviceChoice, Tuning};
+    use crate::kernels::KvFormat;
 
     #[test]
     fn a_plan_reads_back() {
@@ -465,7 +330,7 @@ mod tests {
     #[test]
     fn what_differs_is_named() {
         let one = PlanFile::default();
-        let criteria = CriteriaTable { seed: 7, ..CriteriaTable::default() };
+        let criteria = Criteria { seed: 7, ..Criteria::default() }.into();
         let other = PlanFile { criteria, ..PlanFile::default() };
         let error = other.same_as(&one, Path::new("x/plan.toml")).unwrap_err();
         assert_eq!(error.exit_code(), 3);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::output::Output;
+use super::output::{JsonArgs, Output};
 use super::progress::Amount;
 use crate::audit::{Format, QuantizePlan, quantize};
 use crate::checkpoint::Draft;
@@ -48,10 +48,8 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// Print one JSON value instead of text; with FILE, print text and write the JSON there
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
-    #[expect(clippy::option_option, reason = "absent, without a value, with a value")]
-    json: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// Writes the quantized checkpoint.
@@ -68,7 +66,7 @@ pub(super) fn run(args: QuantizeArgs) -> Result<()> {
         (None, None) => Rounding::Nearest,
     };
     let name = model.display().to_string();
-    let mut progress = Amount::weights();
+    let mut progress = Amount::weights("rounding");
     let plan = QuantizePlan { model, target: keep_from, scheme, rounding, calibrate, format };
     let found = quantize(plan, &draft, &mut |done, total| progress.show(&name, done, total));
     progress.finish();
@@ -86,7 +84,7 @@ pub(super) fn scheme(text: &str) -> Result<Scheme> {
         Ok(Precision::Quantized(..)) => {
             Err(wrong("a scheme alone; --keep-from and --stochastic say how to round".to_owned()))
         }
-        Ok(Precision::Full) => Err(wrong("a scheme that quantizes".to_owned())),
+        Ok(Precision::Full | Precision::Released(_)) => Err(wrong("a scheme that quantizes".to_owned())),
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),
         Err(other) => Err(other),
     }

@@ -2,18 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::Value;
 
 use clap::Args;
 
 use super::folder::REPORT;
-use super::output::{Output, print, write};
+use super::output::{JsonArgs, Output, print, write};
 use crate::error::{Error, Result};
 use crate::report::{Report, report_html, schema};
 
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// What `undertext audit --json FILE` or `undertext demo --json FILE` wrote, or a run's folder
+    /// What `undertext audit --json=FILE` or `undertext demo --json=FILE` wrote, or a run's folder
     #[arg(value_name = "REPORT.JSON|DIR")]
     #[arg(required_unless_present = "schema")]
     record: Option<PathBuf>,
@@ -25,6 +26,16 @@ pub(super) struct ReportArgs {
     /// Where the page goes [default: beside the record, with the extension html]
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Made<'a> {
+    record: &'a Path,
+    html: &'a Path,
 }
 
 /// Makes the page of a record and says where it is.
@@ -36,9 +47,11 @@ pub(super) fn run(args: ReportArgs) -> Result<()> {
     let record = if record.is_dir() { record.join(REPORT) } else { record };
     let report = read(&record)?;
     let html = args.html.unwrap_or_else(|| record.with_extension("html"));
-    Output::File(record).differs_from(Some(&html))?;
+    Output::File(record.clone()).differs_from(Some(&html))?;
+    let output = Output::new(args.json);
+    output.differs_from(Some(&html))?;
     write(&html, &report_html(&report))?;
-    print(&format!("{}\n", html.display()))
+    output.emit(&Made { record: &record, html: &html }, |_| format!("{}\n", html.display()))
 }
 
 /// Reads a record.

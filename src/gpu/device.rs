@@ -208,8 +208,9 @@ impl Gpu {
             let report = error.to_string();
             return Err(Error::OutOfMemory { what: what.to_owned(), bytes, report });
         }
-        match internal.or(validation) {
-            Some(error) => Err(Error::Device { during: what.to_owned(), report: error.to_string() }),
+        // A device that was lost makes nothing, and says of that only that things are invalid.
+        match self.failure().or_else(|| internal.or(validation).map(|error| error.to_string())) {
+            Some(report) => Err(Error::Device { during: what.to_owned(), report }),
             None => Ok(created),
         }
     }

@@ -164,9 +164,10 @@ impl Gpu {
         };
         let kept = state.kept.as_ref().and_then(|(_, file)| of(file));
         let known = kept.or_else(|| of(&state.file));
-        let index = match (self.tuner.tuning, known) {
-            (Tuning::Off, _) => 0,
-            (_, Some(index)) => index,
+        let (index, origin) = match (self.tuner.tuning, known) {
+            (Tuning::Off, _) => (0, "the safe one"),
+            (_, Some(index)) if kept.is_some() => (index, "the run's"),
+            (_, Some(index)) => (index, "remembered"),
             (_, None) => {
                 let index = fastest(candidates.len(), seconds)?;
                 let kernel = candidates[index].0.to_owned();
@@ -174,10 +175,11 @@ impl Gpu {
                 if let Some(path) = &self.tuner.path {
                     let _ = save(path, &state.file);
                 }
-                index
+                (index, "timed just now")
             }
         };
         let kernel = candidates[index].0.to_owned();
+        log::debug!(class, kernel = kernel.as_str(), origin; "kernel of {class}: {kernel}, {origin}");
         state.chosen.insert(class.to_owned(), kernel.clone());
         if let Some((path, file)) = state.kept.as_mut().filter(|_| kept.is_none()) {
             file.choices.insert(class.to_owned(), Choice { shaders, kernel });

@@ -19,6 +19,8 @@ pub enum Precision {
     Full,
     /// Quantized, with codes that are chosen so.
     Quantized(Scheme, Rounding),
+    /// The values of a file that somebody quantized in this scheme: taken as they are.
+    Released(Scheme),
 }
 
 impl Precision {
@@ -28,20 +30,20 @@ impl Precision {
         Self::Quantized(scheme, Rounding::Nearest)
     }
 
-    /// The scheme that quantizes; `None` at full precision.
+    /// The scheme that quantizes; `None` where weights are taken as they are.
     #[must_use]
     pub fn quantizing(self) -> Option<Scheme> {
         match self {
-            Self::Full => None,
+            Self::Full | Self::Released(_) => None,
             Self::Quantized(scheme, _) => Some(scheme),
         }
     }
 
-    /// How codes are chosen; nearest at full precision, which has none.
+    /// How codes are chosen; nearest where none are.
     #[must_use]
     pub fn rounding(self) -> Rounding {
         match self {
-            Self::Full => Rounding::Nearest,
+            Self::Full | Self::Released(_) => Rounding::Nearest,
             Self::Quantized(_, rounding) => rounding,
         }
     }
@@ -55,7 +57,10 @@ impl Precision {
     /// The same scheme with nearest codes: what models that have no update to keep are run at.
     #[must_use]
     pub fn plain(self) -> Self {
-        self.quantizing().map_or(Self::Full, Self::nearest)
+        match self {
+            Self::Full => Self::Full,
+            Self::Quantized(scheme, _) | Self::Released(scheme) => Self::nearest(scheme),
+        }
     }
 }
 
@@ -65,6 +70,7 @@ impl fmt::Display for Precision {
             Self::Full => f.pad("fp16"),
             Self::Quantized(scheme, Rounding::Nearest) => f.pad(scheme.name()),
             Self::Quantized(scheme, rounding) => f.pad(&format!("{scheme}+{rounding}")),
+            Self::Released(scheme) => f.pad(&format!("{scheme}+released")),
         }
     }
 }

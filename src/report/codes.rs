@@ -5,8 +5,10 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use super::grid::Grid;
 use super::schema::{Device, Program, VERSION};
-use super::table::{Style, add, percent, rounded, table};
+use super::style::{Meaning, Style, printable};
+use super::table::{percent, rounded};
 use crate::audit::{self, TensorChange};
 use crate::quant::Change;
 
@@ -273,52 +275,60 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
         codes.plan.schemes.iter().filter_map(|name| Some((name, codes.schemes.get(name)?))).collect();
     let Some((_, first)) = asked.first() else { return Ok(()) };
     let Plan { target, unlearned, .. } = &codes.plan;
-    writeln!(text, "From {target} (t) to {unlearned} (u): {}\n", update(&first.total))?;
+    let names = format!("From {target} (t) to {unlearned} (u): {}", update(&first.total));
+    writeln!(text, "{}\n", style.prose(&printable(&names)))?;
     let Device { name, backend, kind, .. } = &codes.device;
     if backend != "cpu" {
         writeln!(text, "Compared on {name} ({backend}, {kind})\n")?;
     }
-    writeln!(text, "{}\n", totals(&asked, style).trim_fmt())?;
-    writeln!(
-        text,
+    writeln!(text, "{}\n", totals(&asked, style))?;
+    let legend = style.legend(
         "survival: <Q(u) - Q(t), u - t> / <u - t, u - t>   length: |Q(u) - Q(t)| / |u - t|\n\
          absorbed: share of the changed weights that get the target's value again\n\
          zero: share of the target's weights that quantize to 0; then the share of the squared update that stands on them\n\
-         |u-t|/step: mean and 99 % quantile; capped at 1, its mean is the share of codes that should flip"
-    )?;
+         |u-t|/step: mean and 99 % quantile; capped at 1, its mean is the share of codes that should flip",
+    );
+    writeln!(text, "{legend}")?;
     let survival = |scheme: &SchemeCodes| scheme.total.survival.unwrap_or(f64::INFINITY);
     let least = asked.iter().min_by(|(_, a), (_, b)| survival(a).total_cmp(&survival(b)));
     if let Some((name, scheme)) = least.filter(|(_, scheme)| scheme.total.survival.is_some()) {
         let others = if asked.len() > 1 { " (of others: --schemes NAME, or --json)" } else { "" };
-        writeln!(
-            text,
-            "\nSurvival in {name} by layer and module{others}\n{}",
-            map(scheme, style).trim_fmt()
-        )?;
+        let title = style.prose(&format!("Survival in {name} by layer and module{others}"));
+        writeln!(text, "\n{title}\n{}", map(scheme, style))?;
     }
     writeln!(text)?;
     for (_, scheme) in &asked {
-        writeln!(text, "{}.", scheme.reading)?;
+        let reading = style.prose(&format!("{}.", scheme.reading));
+        writeln!(text, "{}", style.paint(kept(scheme.total.survival), &reading))?;
     }
     let stored = &codes.as_stored;
     if let (Some(changed), Some(share)) = (stored.changed, stored.share_of_update)
         && share > 0.0
     {
-        writeln!(
-            text,
+        let besides = format!(
             "Besides, {} of the weights that stay as stored (embeddings, norms, biases, head) changed; they hold {} of the \
              whole squared update, which no scheme touches.",
             percent(Some(changed)),
             percent(Some(share))
-        )?;
+        );
+        writeln!(text, "{}", style.prose(&besides))?;
     }
     if first.total.survival.is_some() {
-        writeln!(
-            text,
-            "A rule of thumb from small models, made from the files alone: `undertext audit` measures what comes back."
-        )?;
+        let words = "A rule of thumb from small models, made from the files alone: `undertext audit` measures what comes back.";
+        writeln!(text, "{}", style.legend(words))?;
     }
     Ok(())
+}
+
+/// Whether so much of the update is enough for nothing to come back.
+fn kept(survival: Option<f64>) -> Meaning {
+    match survival {
+        None => Meaning::Plain,
+        Some(survival) if survival >= KEPT => Meaning::Good,
+        // Half of it back, or more.
+        Some(survival) if survival < EXPECTED[2].0 => Meaning::Bad,
+        Some(_) => Meaning::Unsure,
+    }
 }
 
 /// How much of the weights the update touched.
@@ -331,10 +341,10 @@ fn update(total: &Figures) -> String {
     }
 }
 
-fn totals(schemes: &[(&String, &SchemeCodes)], style: Style) -> comfy_table::Table {
+fn totals(schemes: &[(&String, &SchemeCodes)], style: Style) -> String {
     let header = [
         "scheme",
-        "survival",
+        "survival ↑",
         "length",
         "codes changed",
         "predicted",
@@ -346,7 +356,7 @@ fn totals(schemes: &[(&String, &SchemeCodes)], style: Style) -> comfy_table::Tab
         "|u-t|/step",
         "99 %",
     ];
-    let mut table = table(style, &header.map(str::to_owned), 1);
+    let mut table = Grid::new(style, &header.map(str::to_owned), 1);
     for (name, scheme) in schemes {
         let total = &scheme.total;
         let shares = [
@@ -361,22 +371,23 @@ fn totals(schemes: &[(&String, &SchemeCodes)], style: Style) -> comfy_table::Tab
         let mut row = vec![(*name).clone(), hundredths(total.survival), hundredths(total.norm_ratio)];
         row.extend(shares.map(share));
         row.extend([total.delta_over_step.mean, total.delta_over_step.p99].map(thousandths));
-        add(&mut table, &row, 1);
+        table.add(&row);
+        table.mark(1, kept(total.survival));
     }
-    table
+    table.text()
 }
 
 /// Layers down, modules across, with the sums of both.
-fn map(scheme: &SchemeCodes, style: Style) -> comfy_table::Table {
+fn map(scheme: &SchemeCodes, style: Style) -> String {
     // In the order of use, which the names do not have.
     let order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let short = order.map(|module| module.trim_end_matches("_proj").to_owned());
     let header: Vec<_> = ["layer".to_owned()].into_iter().chain(short).chain(["all".to_owned()]).collect();
-    let mut table = table(style, &header, 1);
+    let mut table = Grid::new(style, &header, 1);
     let mut row = |name: String, modules: &BTreeMap<String, Figures>, all: Option<f64>| {
         let cells = order.map(|module| hundredths(modules.get(module).and_then(|figures| figures.survival)));
         let row: Vec<_> = [name].into_iter().chain(cells).chain([hundredths(all)]).collect();
-        add(&mut table, &row, 1);
+        table.add(&row);
     };
     for layer in &scheme.layers {
         row(layer.layer.to_string(), &layer.modules, layer.total.survival);
@@ -385,7 +396,7 @@ fn map(scheme: &SchemeCodes, style: Style) -> comfy_table::Table {
         row("head".to_owned(), &BTreeMap::new(), head.survival);
     }
     row("all".to_owned(), &scheme.modules, scheme.total.survival);
-    table
+    table.text()
 }
 
 fn hundredths(value: Option<f64>) -> String {

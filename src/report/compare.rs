@@ -5,8 +5,10 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use super::grid::Grid;
 use super::schema::{Counters, Device, Memory, Program, VERSION};
-use super::table::{Style, add, rounded, table};
+use super::style::{Style, printable};
+use super::table::rounded;
 use crate::audit::{Comparison, ComparisonFound, SetFound};
 use crate::gpu::DeviceInfo;
 use crate::metrics::agreement::{self, Agreement, Uncertain};
@@ -216,7 +218,8 @@ pub fn compare_text(comparisons: &Comparisons, style: Style) -> String {
 
 fn write_text(text: &mut String, comparisons: &Comparisons, style: Style) -> std::fmt::Result {
     let Comparisons { reference, positions, arms, sets, .. } = comparisons;
-    writeln!(text, "Against {reference}, {positions} tokens; ± is a standard error\n")?;
+    let against = format!("Against {reference}, {positions} tokens; ± is a standard error");
+    writeln!(text, "{}\n", style.prose(&printable(&against)))?;
     writeln!(text, "{}", figures(arms, style, true))?;
     for SetArms { name, positions, arms } in sets {
         writeln!(text, "\nOn the {name} set, {positions} tokens\n\n{}", figures(arms, style, false))?;
@@ -228,7 +231,7 @@ fn write_text(text: &mut String, comparisons: &Comparisons, style: Style) -> std
 fn figures(arms: &[Arm], style: Style, all: bool) -> String {
     let mut header = vec![String::new()];
     header.extend(arms.iter().map(|arm| arm.name.clone()));
-    let mut table = table(style, &header, 1);
+    let mut table = Grid::new(style, &header, 1);
     let most =
         ["PPL", "PPL / PPL of the reference", "KL mean, nats", "   99 %", "   median", "RMS dp", "same top"];
     let mut row = |name: &str, value: &dyn Fn(&Arm) -> String| {
@@ -237,7 +240,7 @@ fn figures(arms: &[Arm], style: Style, all: bool) -> String {
         }
         let mut row = vec![name.to_owned()];
         row.extend(arms.iter().map(value));
-        add(&mut table, &row, 1);
+        table.add(&row);
     };
     let plain = |value: f64, se: f64| format!("{value:.4} ± {se:.4}");
     let nats = |value: f64, se: f64| format!("{value:.6} ± {se:.6}");
@@ -273,7 +276,7 @@ fn figures(arms: &[Arm], style: Style, all: bool) -> String {
     row("same among the top 10", &|arm| percent(arm.top10.value, arm.top10.se));
     row("mean entropy, nats", &|arm| format!("{:.4}", arm.entropy));
     row("mean rank of the token", &|arm| format!("{:.2}", arm.rank));
-    table.trim_fmt()
+    table.text()
 }
 
 fn label(fraction: &str) -> String {

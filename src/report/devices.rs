@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::grid::Grid;
 use super::schema::Device;
-use super::table::{Style, add, number, table};
+use super::style::{Meaning, Style};
+use super::table::number;
 use crate::gpu::DeviceInfo;
 
 /// What `undertext devices --json` prints.
@@ -74,7 +76,7 @@ pub fn devices_text(devices: &Devices, style: Style) -> String {
     if measured {
         header.extend(["GFLOP/s", "read GB/s", "copy GB/s"].map(str::to_owned));
     }
-    let mut table = table(style, &header, texts);
+    let mut table = Grid::new(style, &header, texts);
     for listed in &devices.devices {
         let Device { index, name, backend, kind, driver, f16, subgroups: [least, most] } = &listed.device;
         let subgroups = match (least, most) {
@@ -89,7 +91,10 @@ pub fn devices_text(devices: &Devices, style: Style) -> String {
             let peaks = listed.measured.as_ref().map(|m| [m.gflops, m.read_gb_per_s, m.copy_gb_per_s]);
             row.extend([0, 1, 2].map(|place| number(peaks.map(|peaks| peaks[place]))));
         }
-        add(&mut table, &row, texts);
+        table.add(&row);
+        if kind == "software" {
+            table.mark(3, Meaning::Unsure);
+        }
     }
-    format!("{}\n", table.trim_fmt())
+    format!("{}\n", table.text())
 }

@@ -3,9 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::grid::Grid;
 use super::judgement::Estimate;
 use super::schema::{Arm, Report};
-use super::table::{Style, add, percent_ci, rounded, table};
+use super::style::Style;
+use super::table::{percent_ci, rounded};
 use crate::audit::{self, Findings};
 
 /// How far an unlearned model is from the target on the true answers, at full precision and quantized. If quantization
@@ -64,7 +66,7 @@ pub(super) fn divergences(report: &Report, style: Style) -> String {
         header.extend([format!("{set}: fp16"), "both".to_owned(), "closer".to_owned()]);
     }
     header.extend(["own", "target's own"].map(str::to_owned));
-    let mut table = table(style, &header, 2);
+    let mut table = Grid::new(style, &header, 2);
     let rows = |set: &'static str| report.divergence.iter().filter(move |row| row.set == set);
     let nats = |nats: &Estimate| format!("{:.3}", rounded(nats.value, 1000.0));
     for forget in rows("forget") {
@@ -78,9 +80,9 @@ pub(super) fn divergences(report: &Report, style: Style) -> String {
             ));
         }
         row.extend([&forget.to_own_full, &forget.target_to_own_full].map(nats));
-        add(&mut table, &row, 2);
+        table.add(&row);
     }
-    table.trim_fmt()
+    table.text()
 }
 
 fn share(share: Option<&Estimate>) -> String {
@@ -90,11 +92,12 @@ fn share(share: Option<&Estimate>) -> String {
 /// How well every arm knows the true answers.
 pub(super) fn truths(report: &Report, style: Style) -> String {
     let mut header = vec!["model".to_owned(), "precision".to_owned()];
+    // As the columns of the sets above: the first names the set.
     for set in ["VerbMem", "KnowMem"] {
-        header.extend(["p", "exact", "extract"].map(|column| format!("{set} {column}")));
+        header.extend([format!("{set} p ↓"), "exact ↓".to_owned(), "extract ↓".to_owned()]);
     }
-    header.push("retain p".to_owned());
-    let mut table = table(style, &header, 2);
+    header.push("retain p ↑".to_owned());
+    let mut table = Grid::new(style, &header, 2);
     let number = |value: Option<f64>| {
         value.map_or_else(|| "-".to_owned(), |value| format!("{:.1}", rounded(value, 10.0)))
     };
@@ -107,7 +110,7 @@ pub(super) fn truths(report: &Report, style: Style) -> String {
             row.push(number(truth.and_then(|truth| truth.extraction_strength.value)));
         }
         row.push(number(metrics.knowmem_retain.truth.as_ref().and_then(|truth| truth.probability.value)));
-        add(&mut table, &row, 2);
+        table.add(&row);
     }
-    table.trim_fmt()
+    table.text()
 }

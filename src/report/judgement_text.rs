@@ -3,66 +3,60 @@
 use std::fmt::Write;
 
 use super::divergence::{divergences, truths};
+use super::grid::Grid;
 use super::judgement::{Control, Curve, Point, Series};
 use super::repair::repairs_text;
 use super::schema::{Recovery, Report};
-use super::table::{Style, add, percent, percent_ci, rounded, short_metric, signed, table, with_half};
+use super::style::{Meaning, Style, printable};
+use super::table::{percent, percent_ci, rounded, short_metric, signed, with_half};
 
 /// Everything after the table of arms.
 pub(super) fn write_judgement(text: &mut String, report: &Report, style: Style) -> std::fmt::Result {
     let names = unlearned(report);
+    let mut section = |title: &str, table: &str| {
+        let title = style.prose(&printable(title));
+        let title = if title.is_empty() { title } else { title + "\n" };
+        writeln!(text, "\n{title}{table}")
+    };
     for name in &names {
-        writeln!(text, "\nWhat quantization brings back in {name}\n{}", recovery(report, name, style))?;
+        section(&format!("What quantization brings back in {name}"), &recovery(report, name, style))?;
     }
+    let judged = &report.statistics;
     if !names.is_empty() {
-        writeln!(
-            text,
-            "\n[ ] 95 % interval   p back: of such figures if nothing came back   p held: if {} or more of the gap came back\n\
+        let legend = format!(
+            "[ ] 95 % interval   p back: of such figures if nothing came back   p held: if {} or more of the gap came back\n\
              (paired permutation tests, Holm-corrected over all rows)",
-            percent(Some(report.statistics.held_below))
-        )?;
+            percent(Some(judged.held_below))
+        );
+        section("", &style.legend(&legend))?;
     }
     if !report.repairs.is_empty() {
-        writeln!(
-            text,
-            "\nRounding that keeps the update: what it brings and what it costs\n{}",
-            repairs_text(report, style)
-        )?;
+        let title = "Rounding that keeps the update: what it brings and what it costs";
+        section(title, &repairs_text(report, style))?;
     }
     if !report.controls.is_empty() {
-        writeln!(
-            text,
-            "\nControls: what quantization alone does, in points\n{}",
-            controls(&report.controls, style)
-        )?;
+        let title = "Controls: what quantization alone does, in points";
+        section(title, &controls(&report.controls, style))?;
     }
     if !report.arms.is_empty() {
-        writeln!(
-            text,
-            "\nTrue answers, token by token: probability, exact memorization, extraction strength\n{}",
-            truths(report, style)
-        )?;
+        let title = "True answers, token by token: probability, exact memorization, extraction strength";
+        section(title, &truths(report, style))?;
     }
     if !report.divergence.is_empty() {
-        writeln!(
-            text,
-            "\nKL(unlearned || target), nats a token of the true answers: at full precision, of both quantized, and by how much \
-             that\nbrings them closer; own: KL to the same model at full precision, on the forget set\n{}",
-            divergences(report, style)
-        )?;
+        let title = "KL(unlearned || target), nats a token of the true answers: at full precision, of both quantized, and by \
+            how much that\nbrings them closer; own: KL to the same model at full precision, on the forget set";
+        section(title, &divergences(report, style))?;
     }
     for series in &report.series {
-        writeln!(text, "\nAgainst {}\n{}", series.name, curves(series, style))?;
+        section(&format!("Against {}", series.name), &curves(series, style))?;
     }
     if !report.verdicts.is_empty() {
-        let judged = &report.statistics;
-        writeln!(
-            text,
-            "\nVerdicts: more than {} of the gap to the target at the same precision is back, or less than {}\n{}",
+        let title = format!(
+            "Verdicts: more than {} of the gap to the target at the same precision is back, or less than {}",
             percent(Some(judged.resurrected_above)),
-            percent(Some(judged.held_below)),
-            verdicts(report, style)
-        )?;
+            percent(Some(judged.held_below))
+        );
+        section(&title, &verdicts(report, style))?;
     }
     let known = report.survival_rank_correlation.iter().filter_map(|found| {
         Some(format!(
@@ -74,11 +68,8 @@ pub(super) fn write_judgement(text: &mut String, report: &Report, style: Style) 
     });
     let known: Vec<_> = known.collect();
     if !known.is_empty() {
-        writeln!(
-            text,
-            "\nRank correlation of an update's survival with what came back:\n{}.",
-            known.join(", ")
-        )?;
+        let title = "Rank correlation of an update's survival with what came back:";
+        section(title, &style.prose(&format!("{}.", known.join(", "))))?;
     }
     Ok(())
 }
@@ -95,14 +86,14 @@ fn recovery(report: &Report, unlearned: &str, style: Style) -> String {
     let header = [
         "precision",
         "metric",
-        "of gap to target",
-        "of gap, same precision",
-        "share, same precision",
+        "of gap to target ↓",
+        "of gap, same precision ↓",
+        "share, same precision ↓",
         "p back",
         "p held",
-        "survival",
+        "survival ↑",
     ];
-    let mut table = table(style, &header.map(str::to_owned), 2);
+    let mut table = Grid::new(style, &header.map(str::to_owned), 2);
     for recovery in report.recovery.iter().filter(|recovery| recovery.unlearned == unlearned) {
         let Recovery { precision, metric, p_recovered_holm, p_held_holm, survival, .. } = recovery;
         let ratios = [
@@ -114,15 +105,27 @@ fn recovery(report: &Report, unlearned: &str, style: Style) -> String {
         row.extend(ratios.map(|(ratio, ci95)| percent_ci(ratio, ci95)));
         row.extend([p_recovered_holm, p_held_holm].map(|p| p_value(*p)));
         row.push(survival.map_or_else(dash, |survival| format!("{:.2}", rounded(survival, 100.0))));
-        add(&mut table, &row, 2);
+        table.add(&row);
+        table.mark(3, amounts_to(recovery.of_gap_to_target_same_precision_ci95, report));
     }
-    table.trim_fmt()
+    table.text()
+}
+
+/// What an interval of the share that verdicts look at amounts to.
+fn amounts_to(ci95: Option<[f64; 2]>, report: &Report) -> Meaning {
+    let judged = &report.statistics;
+    match ci95 {
+        Some([low, _]) if low > judged.resurrected_above => Meaning::Bad,
+        Some([_, high]) if high < judged.held_below => Meaning::Good,
+        Some(_) => Meaning::Unsure,
+        None => Meaning::Plain,
+    }
 }
 
 /// A model and a precision a row, a metric a column.
 fn controls(controls: &[Control], style: Style) -> String {
     let header = ["model", "precision", "VerbMem", "KnowMem", "KnowMem retain"];
-    let mut table = table(style, &header.map(str::to_owned), 2);
+    let mut table = Grid::new(style, &header.map(str::to_owned), 2);
     let same = |a: &Control, b: &Control| (&a.name, &a.precision) == (&b.name, &b.precision);
     for row in controls.chunk_by(same) {
         let mut cells = vec![row[0].name.clone(), row[0].precision.clone()];
@@ -131,16 +134,16 @@ fn controls(controls: &[Control], style: Style) -> String {
             let found = row.iter().find(|control| control.metric == metric);
             found.map_or_else(dash, |control| with_half(&signed(Some(control.change)), control.ci95))
         }));
-        add(&mut table, &cells, 2);
+        table.add(&cells);
     }
-    table.trim_fmt()
+    table.text()
 }
 
 /// A metric and a precision a row, a step a column.
 fn curves(series: &Series, style: Style) -> String {
     let mut header = vec!["metric".to_owned(), "precision".to_owned()];
     header.extend(series.steps.iter().map(|step| step.value.to_string()));
-    let mut table = table(style, &header, 2);
+    let mut table = Grid::new(style, &header, 2);
     for Curve { metric, precision, points } in &series.curves {
         let mut row = vec![short_metric(metric).to_owned(), precision.clone()];
         let signs = metric == "privleak";
@@ -148,19 +151,28 @@ fn curves(series: &Series, style: Style) -> String {
             Some(value) if !signs => with_half(&format!("{:.1}", rounded(*value, 10.0)), *ci95),
             value => with_half(&signed(*value), *ci95),
         }));
-        add(&mut table, &row, 2);
+        table.add(&row);
     }
-    table.trim_fmt()
+    table.text()
 }
 
 fn verdicts(report: &Report, style: Style) -> String {
     let header = ["unlearned", "precision", "verdict", "because"];
-    let mut table = table(style, &header.map(str::to_owned), 4);
+    let mut table = Grid::new(style, &header.map(str::to_owned), 4);
     for verdict in &report.verdicts {
         let row = [&verdict.unlearned, &verdict.precision, &verdict.verdict.to_uppercase(), &verdict.because];
-        add(&mut table, &row.map(ToOwned::to_owned), 4);
+        table.add(&row.map(ToOwned::to_owned));
+        table.mark(
+            2,
+            match verdict.verdict.as_str() {
+                "resurrected" => Meaning::Bad,
+                "held" => Meaning::Good,
+                "inconclusive" => Meaning::Unsure,
+                _ => Meaning::Faint,
+            },
+        );
     }
-    table.trim_fmt()
+    table.text()
 }
 
 fn p_value(p: Option<f64>) -> String {

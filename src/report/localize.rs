@@ -6,9 +6,11 @@ use std::fmt::Write;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::grid::Grid;
 use super::judgement::Estimate;
 use super::schema::{Counters, Device, Memory, Program, VERSION};
-use super::table::{Style, add, percent, percent_ci, rounded, table};
+use super::style::{Meaning, Style};
+use super::table::{percent, percent_ci, rounded};
 use crate::audit::{self, Localize, Localized, Part, Row, modules};
 use crate::gpu::DeviceInfo;
 
@@ -183,12 +185,11 @@ pub fn localize_text(record: &Localization, style: Style) -> String {
 
 fn write_text(text: &mut String, record: &Localization, style: Style) -> std::fmt::Result {
     writeln!(text, "{} answers on the forget set, token by token\n{}", record.n, whole(record, style))?;
-    writeln!(
-        text,
-        "\nRecovered if nothing but this is quantized to {}, of what the quantized target has more (log p)\n{}",
-        record.precision,
-        map(record, style)
-    )?;
+    let title = format!(
+        "Recovered if nothing but this is quantized to {}, of what the quantized target has more (log p)",
+        record.precision
+    );
+    writeln!(text, "\n{}\n{}", style.prose(&title), map(record, style))?;
     let prefixes: Vec<_> = record.variants.iter().filter(|variant| variant.kind == "prefix").collect();
     if !prefixes.is_empty() {
         let part = |variant: &&Variant| {
@@ -200,12 +201,9 @@ fn write_text(text: &mut String, record: &Localization, style: Style) -> std::fm
         };
         let all = record.variant("all", None, None).and_then(|all| all.recovery);
         let parts: Vec<_> = prefixes.iter().map(part).collect();
-        writeln!(
-            text,
-            "\nThe first layers alone: {}, all {}",
-            parts.join(", "),
-            percent(all.map(|all| all.value))
-        )?;
+        let all = percent(all.map(|all| all.value));
+        let words = format!("The first layers alone: {}, all {all}", parts.join(", "));
+        writeln!(text, "\n{}", style.prose(&words))?;
     }
     if let Some(Keep { blocks, of, recovery }) = &record.keep {
         let back = share(recovery.as_ref());
@@ -226,9 +224,9 @@ fn write_text(text: &mut String, record: &Localization, style: Style) -> std::fm
 
 /// What parts are held against.
 fn whole(record: &Localization, style: Style) -> String {
-    let header =
-        ["", "log p", "KL to target", "VerbMem p", "KnowMem p", "retain p", "recovered"].map(str::to_owned);
-    let mut table = table(style, &header, 1);
+    let header = ["", "log p", "KL to target", "VerbMem p ↓", "KnowMem p ↓", "retain p ↑", "recovered ↓"]
+        .map(str::to_owned);
+    let mut table = Grid::new(style, &header, 1);
     for (kind, name) in [
         ("target_full", "target fp16"),
         ("target", "target quantized"),
@@ -248,9 +246,22 @@ fn whole(record: &Localization, style: Style) -> String {
             number(variant.knowmem_retain_probability),
             share(variant.recovery.as_ref()),
         ];
-        add(&mut table, &row, 1);
+        table.add(&row);
+        if matches!(kind, "nothing" | "all") {
+            table.mark(6, held(record, variant.recovery.as_ref()));
+        }
     }
-    table.trim_fmt()
+    table.text()
+}
+
+/// Whether nothing comes back, by the interval.
+fn held(record: &Localization, recovery: Option<&Estimate>) -> Meaning {
+    match recovery.map(|found| found.ci95.unwrap_or([found.value; 2])) {
+        Some([_, high]) if high < record.held_below => Meaning::Good,
+        Some([low, _]) if low > record.held_below => Meaning::Bad,
+        Some(_) => Meaning::Unsure,
+        None => Meaning::Plain,
+    }
 }
 
 /// A layer a row, a module a column, with whole layers and whole modules at the edges.
@@ -258,7 +269,7 @@ fn map(record: &Localization, style: Style) -> String {
     let mut header = vec!["layer".to_owned()];
     header.extend(modules().map(|module| module.trim_end_matches("_proj").to_owned()));
     header.push("all".to_owned());
-    let mut table = table(style, &header, 1);
+    let mut table = Grid::new(style, &header, 1);
     let layers = record.variants.iter().filter_map(|variant| variant.layer).max().map_or(0, |last| last + 1);
     let cell = |variant: Option<&Variant>| {
         percent(variant.and_then(|variant| variant.recovery).map(|found| found.value))
@@ -267,13 +278,13 @@ fn map(record: &Localization, style: Style) -> String {
         let mut row = vec![layer.to_string()];
         row.extend(modules().map(|module| cell(record.variant("block", Some(layer), Some(module)))));
         row.push(cell(record.variant("layer", Some(layer), None)));
-        add(&mut table, &row, 1);
+        table.add(&row);
     }
     let mut row = vec!["all".to_owned()];
     row.extend(modules().map(|module| cell(record.variant("module", None, Some(module)))));
     row.push(cell(record.variant("all", None, None)));
-    add(&mut table, &row, 1);
-    table.trim_fmt()
+    table.add(&row);
+    table.text()
 }
 
 fn share(share: Option<&Estimate>) -> String {

@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::grid::Grid;
 use super::schema::{Counters, Memory};
-use super::table::{Style, add, table};
+use super::style::Style;
 
 /// The plan as a table, and what is expected.
 #[must_use]
 pub fn memory_text(memory: &Memory) -> String {
     let mut text = String::new();
-    let mut table = table(Style::Plain, &["memory", "", "bytes"].map(str::to_owned), 2);
+    let mut table = Grid::new(Style::PLAIN, &["memory", "", "bytes"].map(str::to_owned), 2);
     for item in &memory.items {
-        add(&mut table, &[item.name.clone(), item.detail.clone(), grouped(item.bytes)], 2);
+        table.add(&[item.name.clone(), item.detail.clone(), grouped(item.bytes)]);
     }
     let most = format!("of {}", grouped(memory.budget_bytes));
-    add(&mut table, &["at most".to_owned(), most, grouped(memory.peak_bytes)], 2);
+    table.add(&["at most".to_owned(), most, grouped(memory.peak_bytes)]);
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{}", table.trim_fmt());
+    let _ = writeln!(text, "{}", table.text());
     let _ = write!(
         text,
         "expected: {} passes over the weights, {} bytes read, {} bytes uploaded",
@@ -53,21 +54,21 @@ pub fn counters_text(counters: &Counters, gpu_seconds: &BTreeMap<String, f64>) -
         ("seconds generating", format!("{:.2}", seconds.generate), String::new()),
         ("most device bytes", grouped(counters.peak_device_bytes), String::new()),
     ];
-    let mut table = table(Style::Plain, &["it took", "", ""].map(str::to_owned), 2);
-    rows.into_iter().for_each(|(name, value, rate)| add(&mut table, &[name.to_owned(), rate, value], 2));
+    let mut table = Grid::new(Style::PLAIN, &["it took", "", ""].map(str::to_owned), 2);
+    rows.into_iter().for_each(|(name, value, rate)| table.add(&[name.to_owned(), rate, value]));
     if let Some(bytes) = counters.peak_allocated_bytes {
         let name = "most bytes by the driver's allocator".to_owned();
-        add(&mut table, &[name, String::new(), grouped(bytes)], 2);
+        table.add(&[name, String::new(), grouped(bytes)]);
     }
     if let Some(bytes) = counters.peak_host_bytes {
-        add(&mut table, &["most host bytes".to_owned(), String::new(), grouped(bytes)], 2);
+        table.add(&["most host bytes".to_owned(), String::new(), grouped(bytes)]);
     }
     let mut kernels: Vec<_> = gpu_seconds.iter().collect();
     kernels.sort_by(|a, b| b.1.total_cmp(a.1));
     for (kernel, seconds) in kernels {
-        add(&mut table, &["seconds of the device".to_owned(), kernel.clone(), format!("{seconds:.2}")], 2);
+        table.add(&["seconds of the device".to_owned(), kernel.clone(), format!("{seconds:.2}")]);
     }
-    table.trim_fmt()
+    table.text()
 }
 
 /// Digits in threes.

@@ -5,6 +5,7 @@ pub mod compare;
 pub mod devices;
 pub mod divergence;
 pub mod export;
+mod grid;
 mod html;
 pub mod judgement;
 mod judgement_text;
@@ -15,6 +16,7 @@ pub mod quantize;
 pub mod repair;
 pub mod samples;
 pub mod schema;
+mod style;
 mod table;
 
 pub use codes::codes_text;
@@ -25,7 +27,8 @@ pub use localize::{Localization, localize_text};
 pub use memory::{counters_text, memory_text};
 pub use quantize::quantize_text;
 pub use schema::Report;
-pub use table::{Style, report_text};
+pub use style::{Meaning, Style, printable};
+pub use table::report_text;
 
 use std::collections::BTreeMap;
 
@@ -116,7 +119,7 @@ fn schema_arm(findings: &Findings, arm: &ArmResult, intervals: &ArmIntervals) ->
         role: model.role.name().to_owned(),
         precision: arm.precision.to_string(),
         scheme: arm.scheme.name().to_owned(),
-        path: model.path.display().to_string(),
+        path: findings.plan.path_of(arm.model, arm.precision).display().to_string(),
         metrics: schema::Metrics {
             verbmem_forget: metric(0, &arm.verbmem_forget, verbmem_forget),
             knowmem_forget: metric(1, &arm.knowmem_forget, knowmem_forget),

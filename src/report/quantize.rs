@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::schema::{Program, VERSION};
-use super::table::Style;
+use super::style::{Style, printable};
 use crate::audit::{self, QuantizedTensor};
 use crate::quant::Rounding;
 
@@ -141,31 +141,32 @@ impl From<&audit::Quantized> for Quantized {
 
 /// The record for people.
 #[must_use]
-pub fn quantize_text(record: &Quantized, out: &str, _: Style) -> String {
+pub fn quantize_text(record: &Quantized, out: &str, style: Style) -> String {
     let total = &record.total;
-    let mut text = format!(
-        "{} in {} ({} rounding): {} of {} codes moved ({:.2} %)\n",
+    let rounding = if record.nothing_to_repair { "nearest" } else { &record.rounding };
+    let mut lines = vec![format!(
+        "{} in {} ({rounding} rounding): {} of {} codes moved ({:.2} %)",
         record.model,
         record.scheme,
-        if record.nothing_to_repair { "nearest" } else { &record.rounding },
         total.moved,
         total.weights,
         100.0 * total.moved as f64 / total.weights.max(1) as f64
-    );
+    )];
     if let (Some(nearest), Some(survival)) = (total.survival_nearest, total.survival) {
-        text += &format!("Survival of the update: {survival:.3} (nearest rounding: {nearest:.3})\n");
+        lines.push(format!("Survival of the update: {survival:.3} (nearest rounding: {nearest:.3})"));
     }
     if let (Some(rows), Some(near), Some(keep)) = (record.updated_rows, record.rows_near, record.keep) {
-        text += &format!("{:.1} % of {rows} rows with an update are within 0.05 of {keep}\n", 100.0 * near);
+        lines.push(format!("{:.1} % of {rows} rows with an update are within 0.05 of {keep}", 100.0 * near));
     }
     if record.nothing_to_repair {
-        text += "Nothing needs repair: nearest rounding keeps the update.\n";
+        lines.push("Nothing needs repair: nearest rounding keeps the update.".to_owned());
     }
-    text += &format!(
-        "Written to {out}: {} matrices {}, {} tensors as stored.\n",
+    lines.push(format!(
+        "Written to {out}: {} matrices {}, {} tensors as stored.",
         record.tensors.len(),
         if record.format == "dequantized" { "as F32" } else { "as codes with F32 scales" },
         record.as_stored.len()
-    );
-    text
+    ));
+    let lines = lines.iter().map(|line| style.prose(&printable(line)) + "\n");
+    lines.collect()
 }

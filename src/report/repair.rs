@@ -3,9 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::grid::Grid;
 use super::judgement::Estimate;
 use super::schema::Report;
-use super::table::{Style, add, rounded, signed, table, with_half};
+use super::style::Style;
+use super::table::{rounded, signed, with_half};
 use crate::audit::{self, Findings, GOOD_ENOUGH, Statistics};
 use crate::quant::Rounding;
 
@@ -114,7 +116,7 @@ pub(super) fn repairs_text(report: &Report, style: Style) -> String {
     let header = [
         "unlearned",
         "rounding",
-        "survival",
+        "survival ↑",
         "codes moved",
         "VerbMem ↓",
         "KnowMem ↓",
@@ -122,7 +124,7 @@ pub(super) fn repairs_text(report: &Report, style: Style) -> String {
         "retain, from fp16",
         "retain, from nearest",
     ];
-    let mut table = table(style, &header.map(str::to_owned), 2);
+    let mut table = Grid::new(style, &header.map(str::to_owned), 2);
     let mut row = |name: &str, precision: &str, survival: Option<f64>, repair: Option<&Repair>| {
         let Some(arm) = report.arms.iter().find(|arm| arm.name == name && arm.precision == precision) else {
             return;
@@ -147,7 +149,7 @@ pub(super) fn repairs_text(report: &Report, style: Style) -> String {
         };
         cells.push(change(retain.and_then(|retain| retain.from_full)));
         cells.push(change(retain.and_then(|retain| retain.from_nearest)));
-        add(&mut table, &cells, 2);
+        table.add(&cells);
     };
     let mut before: Option<&Repair> = None;
     for repair in &report.repairs {
@@ -159,9 +161,9 @@ pub(super) fn repairs_text(report: &Report, style: Style) -> String {
         row(&repair.unlearned, &repair.precision, repair.survival, Some(repair));
         before = Some(repair);
     }
-    let mut text = table.trim_fmt();
+    let mut text = table.text();
     for sentence in sentences(report) {
-        text += &format!("\n{sentence}");
+        text += &format!("\n{}", style.prose(&sentence));
     }
     text
 }

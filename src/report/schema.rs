@@ -30,7 +30,7 @@ pub struct Report {
     pub device: Device,
     /// Whether every arm of the plan was measured; if not, the record holds the ones that were.
     pub complete: bool,
-    /// The error that ended the run early.
+    /// Why the run ended early: an error, or that it is one shard of an audit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<String>,
     /// What was asked.

@@ -2,19 +2,10 @@
 
 use std::fmt::Write;
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, presets};
-
+use super::grid::Grid;
 use super::judgement_text::write_judgement;
 use super::schema::{Arm, Metric, Report};
-
-/// Where a text goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// A terminal: tables fit its width and have a line under the header.
-    Terminal,
-    /// A pipe or a file: tables as wide as they are, blanks between the columns, no other character.
-    Plain,
-}
+use super::style::{Meaning, Style, printable};
 
 /// The report as tables, the verdicts last.
 #[must_use]
@@ -26,27 +17,27 @@ pub fn report_text(report: &Report, style: Style) -> String {
 }
 
 fn write_report(text: &mut String, report: &Report, style: Style) -> std::fmt::Result {
-    writeln!(text, "{}", arms(report, style).trim_fmt())?;
+    writeln!(text, "{}", arms(report, style))?;
     writeln!(text)?;
-    writeln!(
-        text,
-        "↓ less is better forgotten   ↑ more is better kept   →0 nearer to 0 betrays less   ± half the 95 % interval"
-    )?;
+    let words = "↓ less is better forgotten   ↑ more is better kept   →0 nearer to 0 betrays less   ± half the 95 % interval";
+    writeln!(text, "{}", style.legend(words))?;
     if let Some(arm) = report.arms.first() {
         let [verbatim, forget, retain] = counts(arm);
         let texts = arm.metrics.privleak.n;
-        writeln!(
-            text,
+        let measured = format!(
             "Measured on {verbatim} continuations, {forget} and {retain} questions, {texts} texts for each row."
-        )?;
+        );
+        writeln!(text, "{}", style.prose(&measured))?;
     }
     let truncated = report.plan.truncated_per_arm;
     if truncated > 0 {
-        writeln!(text, "{truncated} prompts for each row were longer than the context and were cut.")?;
+        let cut = format!("{truncated} prompts for each row were longer than the context and were cut.");
+        writeln!(text, "{}", style.prose(&cut))?;
     }
     write_judgement(text, report, style)?;
     if let (false, Some(stopped)) = (report.complete, &report.stopped) {
-        writeln!(text, "\nIncomplete: the run ended early ({stopped}).")?;
+        let incomplete = style.prose(&printable(&format!("Incomplete: the run ended early ({stopped}).")));
+        writeln!(text, "\n{}", style.paint(Meaning::Bad, &incomplete))?;
     }
     Ok(())
 }
@@ -58,7 +49,7 @@ fn counts(arm: &Arm) -> [usize; 3] {
 }
 
 /// Every arm with its metrics.
-fn arms(report: &Report, style: Style) -> Table {
+fn arms(report: &Report, style: Style) -> String {
     let references: Vec<_> = report.arms.first().map_or_else(Vec::new, |arm| {
         let leak = &arm.metrics.privleak;
         std::iter::once(&leak.reference).chain(leak.others.iter().map(|other| &other.reference)).collect()
@@ -66,7 +57,7 @@ fn arms(report: &Report, style: Style) -> Table {
     let mut header = vec!["model".to_owned(), "role".to_owned(), "precision".to_owned()];
     header.extend(["VerbMem ↓", "KnowMem ↓", "KnowMem retain ↑"].map(str::to_owned));
     header.extend(references.iter().map(|reference| format!("PrivLeak →0 (to {reference})")));
-    let mut table = table(style, &header, 3);
+    let mut table = Grid::new(style, &header, 3);
     for arm in &report.arms {
         let metrics = &arm.metrics;
         let mean = |metric: &Metric| with_half(&number(metric.value), metric.ci95);
@@ -75,9 +66,9 @@ fn arms(report: &Report, style: Style) -> Table {
         let leak = &metrics.privleak;
         row.push(with_half(&signed(leak.value), leak.ci95));
         row.extend(leak.others.iter().map(|other| with_half(&signed(other.value), other.ci95)));
-        add(&mut table, &row, 3);
+        table.add(&row);
     }
-    table
+    table.text()
 }
 
 /// The precision, with the dtype where `fp16` is another one.
@@ -99,32 +90,6 @@ pub(super) fn short_metric(metric: &str) -> &str {
         "closer_forget" => "the share by which KL to the target shrinks",
         other => other,
     }
-}
-
-/// A table whose first `texts` columns are text and the others numbers.
-pub(super) fn table(style: Style, header: &[String], texts: usize) -> Table {
-    let mut table = Table::new();
-    match style {
-        Style::Terminal => {
-            table.load_style(presets::UTF8_NO_BORDERS.row_separator(LineStyle::none()));
-            table.set_content_arrangement(ContentArrangement::Dynamic);
-        }
-        Style::Plain => {
-            table.load_style(presets::NOTHING);
-            table.set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-        }
-    }
-    table.set_header(header.iter().enumerate().map(|(column, text)| cell(text, column >= texts)));
-    table
-}
-
-pub(super) fn add(table: &mut Table, row: &[String], texts: usize) {
-    table.add_row(row.iter().enumerate().map(|(column, text)| cell(text, column >= texts)));
-}
-
-fn cell(text: &str, is_number: bool) -> Cell {
-    let alignment = if is_number { CellAlignment::Right } else { CellAlignment::Left };
-    Cell::new(text).set_alignment(alignment)
 }
 
 /// One decimal, or a dash.

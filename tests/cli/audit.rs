@@ -26,7 +26,7 @@ fn audit_prints_tables_or_json() {
     assert_eq!(value["recovery"].as_array().unwrap().len(), 2 * 2 * 2);
     assert!(value["counters"]["tokens_scored"].as_u64().unwrap() > 0);
 
-    let line = format!("{AUDIT} --limit 2 --precision int8 --json report.json");
+    let line = format!("{AUDIT} --limit 2 --precision int8 --json=report.json");
     let output = undertext(&family, &line);
     let text = good(&output);
     for part in
@@ -45,7 +45,7 @@ fn audit_prints_tables_or_json() {
 #[test]
 fn verdicts_can_be_made_to_fail() {
     let family = family();
-    let line = format!("{AUDIT} --limit 3 --precision int8 --json report.json --fail-on");
+    let line = format!("{AUDIT} --limit 3 --precision int8 --json=report.json --fail-on");
     let output = undertext(&family, &format!("{line} resurrected,void"));
     good(&output);
     let output = undertext(&family, &format!("{line} resurrected,inconclusive"));
@@ -100,7 +100,7 @@ fn a_failing_arm_leaves_the_report_of_the_others() {
     let family = family();
     // The header is whole, so the audit begins; NaN shows when the weights are read.
     poison(&family, "ga");
-    let output = undertext(&family, &format!("{AUDIT} --limit 1 --json report.json --html report.html"));
+    let output = undertext(&family, &format!("{AUDIT} --limit 1 --json=report.json --html report.html"));
     one_line(&output, 3, &["ga", "NaN"]);
     assert!(stderr(&output).contains("going on arm by arm"), "{}", stderr(&output));
     let saved: Value = serde_json::from_slice(&std::fs::read(family.path("report.json")).unwrap()).unwrap();
@@ -114,7 +114,7 @@ fn a_failing_arm_leaves_the_report_of_the_others() {
 #[test]
 fn a_report_that_cannot_be_written_is_found_out_first() {
     let family = family();
-    let output = undertext(&family, &format!("{AUDIT} --json no/such/directory/report.json"));
+    let output = undertext(&family, &format!("{AUDIT} --json=no/such/directory/report.json"));
     one_line(&output, 1, &["cannot write", "report.json"]);
     assert!(!stderr(&output).contains("[1/"), "{}", stderr(&output));
 }

@@ -76,7 +76,7 @@ fn codes_says_what_changed_outside_the_matrices() {
         all += sum;
         outside += if name.contains("_proj") { 0.0 } else { sum };
     }
-    let output = undertext(&family, "codes $/target $/npo --schemes int8 --json codes.json --device cpu");
+    let output = undertext(&family, "codes $/target $/npo --schemes int8 --json=codes.json --device cpu");
     let text = good(&output);
     let words = format!("hold {:.0} % of the whole squared update", 100.0 * outside / all);
     assert!(text.contains(&words), "{words}: {text}");
@@ -115,7 +115,7 @@ fn codes_runs_where_it_is_told_to() {
 #[test]
 fn codes_without_an_update_are_null_with_a_reason() {
     let family = Family::new(&["target"]);
-    let output = undertext(&family, "codes $/target $/target --json codes.json");
+    let output = undertext(&family, "codes $/target $/target --json=codes.json");
     assert!(good(&output).contains("none of 1920 quantized weights changed"), "{}", stdout(&output));
     let text = std::fs::read_to_string(family.path("codes.json")).unwrap();
     let value: Value = serde_json::from_str(&text).unwrap();

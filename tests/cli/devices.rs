@@ -83,9 +83,9 @@ fn generate_prints_text_or_json() {
 
     let output = run(&["target@int8"]);
     assert_eq!(good(&output), format!("{text}\n"));
-    // The directory after --json is still the directory.
+    // The directory after --json is the directory.
     assert_eq!(json_of(&run(&["--json", "target@int8"]))["token_ids"], value["token_ids"]);
-    let output = run(&["target@int8", "--json", "out.json"]);
+    let output = run(&["target@int8", "--json=out.json"]);
     assert_eq!(good(&output), format!("{text}\n"));
     let saved: Value = serde_json::from_slice(&std::fs::read(family.path("out.json")).unwrap()).unwrap();
     assert_eq!(saved["token_ids"], value["token_ids"]);
@@ -98,7 +98,7 @@ fn device_memory_is_limited_and_explained() {
     let device = gpu.info().index.unwrap();
     let audit = format!("{AUDIT} --limit 2 --no-tune").replace("cpu", &device.to_string());
     let plain = undertext(&family, &audit);
-    let limited = undertext(&family, &format!("{audit} --vram 24MiB --explain --json report.json"));
+    let limited = undertext(&family, &format!("{audit} --vram 24MiB --explain --json=report.json"));
     assert_eq!(good(&plain), good(&limited), "the same figures");
     let said = stderr(&limited);
     for part in ["--vram", "memory", "weights", "expected: ", "passes over the weights", "most host bytes"] {

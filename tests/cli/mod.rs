@@ -8,6 +8,7 @@ mod devices;
 mod localize;
 mod quantize;
 mod shell;
+mod terminal;
 
 use std::process::Output;
 

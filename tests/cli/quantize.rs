@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use undertext::checkpoint::Checkpoint;
+use undertext::quant::Scheme;
 
 use super::{failure, family, good, json_of, stdout, undertext};
 use crate::family::Family;
@@ -142,6 +143,8 @@ fn packed_checkpoints_hold_the_dequantized_values() {
         let open = |format: &str| Checkpoint::open(&family.path(&format!("{format}-{scheme}"))).unwrap();
         let (dequantized, packed) = (open("dequantized"), open("compressed-tensors"));
         assert_eq!(packed.tensors().names(), dequantized.tensors().names());
+        let schemes = [&packed, &dequantized].map(|checkpoint| checkpoint.tensors().packed_scheme());
+        assert_eq!(schemes.map(|scheme| scheme.map(Scheme::name)), [Some(scheme), None]);
         for name in packed.tensors().names() {
             let (dtype, shape) = packed.tensors().describe(name).unwrap();
             assert_eq!((dtype, shape), dequantized.tensors().describe(name).unwrap(), "{name}");

@@ -15,6 +15,7 @@ fn help_has_examples_and_exit_codes() {
         ("compare --help", "undertext compare models/target models/target@int8"),
         ("codes --help", "undertext codes models/target models/npo --schemes int4,nf4-b64"),
         ("quantize --help", "undertext quantize models/npo --scheme int4 --keep-from models/target"),
+        ("merge --help", "undertext merge shards/1 shards/2 shards/3 --out runs/npo"),
         ("devices --help", "undertext devices --json"),
         ("export --help", "undertext export report.json --format csv"),
         ("completions --help", "undertext completions bash"),

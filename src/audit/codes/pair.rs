@@ -64,6 +64,11 @@ impl Block {
         (self.rows.start * self.shape()[1]) as u64
     }
 
+    /// Reads it of one checkpoint.
+    pub(in crate::audit) fn read(&self, checkpoint: &Checkpoint) -> Result<Tensor> {
+        checkpoint.tensors().read_rows(&self.name, &self.shape, self.rows.clone())
+    }
+
     pub(in crate::audit) fn weights(&self) -> u64 {
         self.shape().iter().product::<usize>() as u64
     }
@@ -109,10 +114,7 @@ impl Pair {
 
     /// Reads a block of both, the target's first.
     pub(in crate::audit) fn read(&self, block: &Block) -> Result<[Tensor; 2]> {
-        let read = |checkpoint: &Checkpoint| {
-            checkpoint.tensors().read_rows(&block.name, &block.shape, block.rows.clone())
-        };
-        let (old, new) = rayon::join(|| read(&self.target), || read(&self.unlearned));
+        let (old, new) = rayon::join(|| block.read(&self.target), || block.read(&self.unlearned));
         Ok([old?, new?])
     }
 

@@ -5,9 +5,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::super::plan::Plan;
+use super::super::released::Released;
 use super::super::run::Audit;
 use super::line::Key;
 use super::malformed;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 
 /// What an audit's answers depend on, besides the questions and each arm's precision.
@@ -28,6 +30,9 @@ pub struct Inputs {
     pub tokenizer: String,
     /// As the plan's.
     pub models: Vec<ModelInputs>,
+    /// As the plan's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub released: Vec<ModelInputs>,
 }
 
 /// What the answers of one model depend on.
@@ -65,13 +70,18 @@ impl Inputs {
         let target = &plan.models[Plan::TARGET].path;
         let tokenizer = plan.tokenizer.as_ref().unwrap_or(target);
         let files = ["tokenizer.json", "tokenizer_config.json"].map(|name| tokenizer.join(name));
-        let mut models = Vec::with_capacity(plan.models.len());
-        for (model, checkpoint) in plan.models.iter().zip(audit.checkpoints()) {
-            let weights =
-                checkpoint.tensors().content_hash(&mut |done, total| watch(&model.name, done, total))?;
-            let config = hash_of(&[&model.path.join("config.json")])?;
-            models.push(ModelInputs { name: model.name.clone(), weights, config });
-        }
+        let mut read = |name: String, checkpoint: &Checkpoint| {
+            let weights = checkpoint.tensors().content_hash(&mut |done, total| watch(&name, done, total))?;
+            let config = hash_of(&[&checkpoint.path().join("config.json")])?;
+            Ok(ModelInputs { name, weights, config })
+        };
+        let models = plan.models.iter().zip(audit.checkpoints());
+        let models =
+            models.map(|(model, checkpoint)| read(model.name.clone(), checkpoint)).collect::<Result<_>>()?;
+        let released = plan.released.iter().zip(audit.released());
+        let name = |file: &Released| format!("{}@{}", plan.models[file.model].name, file.precision());
+        let released =
+            released.map(|(file, checkpoint)| read(name(file), checkpoint)).collect::<Result<_>>()?;
         Ok(Self {
             engine: engine_revision().to_owned(),
             device: device.to_owned(),
@@ -79,6 +89,7 @@ impl Inputs {
             quantize_head: plan.quantize_head,
             tokenizer: hash_of(&files.each_ref().map(AsRef::as_ref))?,
             models,
+            released,
         })
     }
 
@@ -100,7 +111,10 @@ impl Inputs {
     /// What the answers of an arm depend on.
     pub(super) fn arm(&self, audit: &Audit, place: usize) -> Key {
         let (model, precision, scheme) = audit.arm(place);
-        let model = &self.models[model];
+        let model = match audit.plan().released_as(model, precision) {
+            Some(file) => &self.released[file],
+            None => &self.models[model],
+        };
         let keeps = precision.rounding().needs_target();
         let precision = precision.to_string();
         // A rounding that keeps an update depends on the target's weights, too.
@@ -124,9 +138,35 @@ impl Inputs {
         Key::from(&hasher)
     }
 
+    /// The first that is not as in `other`: what it is, here and there.
+    pub(super) fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let Self { engine, device, kv, quantize_head, tokenizer, models, released } = self;
+        let mut fields = vec![
+            ("device".to_owned(), device.clone(), other.device.clone()),
+            ("engine (the program's build)".to_owned(), engine.clone(), other.engine.clone()),
+            ("kv".to_owned(), kv.clone(), other.kv.clone()),
+            ("quantize_head".to_owned(), quantize_head.to_string(), other.quantize_head.to_string()),
+            ("tokenizer".to_owned(), tokenizer.clone(), other.tokenizer.clone()),
+            ("number of models".to_owned(), models.len().to_string(), other.models.len().to_string()),
+            (
+                "number of released files".to_owned(),
+                released.len().to_string(),
+                other.released.len().to_string(),
+            ),
+        ];
+        let released = released.iter().zip(&other.released);
+        for (model, other) in models.iter().zip(&other.models).chain(released) {
+            let name = &model.name;
+            fields.push(("name of a model".to_owned(), name.clone(), other.name.clone()));
+            fields.push((format!("weights of {name}"), model.weights.clone(), other.weights.clone()));
+            fields.push((format!("config.json of {name}"), model.config.clone(), other.config.clone()));
+        }
+        fields.into_iter().find(|(_, here, there)| here != there)
+    }
+
     /// What has changed since `before`, one sentence each.
     pub(super) fn changes(&self, before: &Self) -> Vec<String> {
-        let Self { engine, device, kv, quantize_head, tokenizer, models } = self;
+        let Self { engine, device, kv, quantize_head, tokenizer, models, released } = self;
         let mut changes = Vec::new();
         let mut changed = |what: &str| {
             changes.push(format!("{what} since this run was begun; what depends on it is asked again"));
@@ -143,8 +183,9 @@ impl Inputs {
         if *tokenizer != before.tokenizer {
             changed("the tokenizer has changed");
         }
-        for model in models {
-            let Some(other) = before.models.iter().find(|other| other.name == model.name) else { continue };
+        let before_models = || before.models.iter().chain(&before.released);
+        for model in models.iter().chain(released) {
+            let Some(other) = before_models().find(|other| other.name == model.name) else { continue };
             if other.weights != model.weights {
                 changed(&format!("the weights of {} have changed", model.name));
             }

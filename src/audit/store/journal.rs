@@ -48,6 +48,7 @@ impl Journal {
     /// [`Error::Read`].
     pub(super) fn read(&mut self, take: &mut dyn FnMut(Line)) -> Result<Dropped> {
         let mut dropped = Dropped::default();
+        self.whole = 0;
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(dropped),
             file => file.map_err(Error::read(&self.path))?,

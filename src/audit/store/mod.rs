@@ -11,6 +11,7 @@
 //! ```
 
 mod inputs;
+mod join;
 mod journal;
 mod line;
 
@@ -42,6 +43,7 @@ const INPUTS_BYTES: u64 = 64 << 20;
 /// The stored answers of an audit's arms.
 #[derive(Debug)]
 pub struct Store {
+    inputs: Inputs,
     arms: Vec<Arm>,
     /// Of the audit's tasks.
     tasks: Vec<Key>,
@@ -93,9 +95,10 @@ impl Store {
         }
         let tasks: Vec<_> = audit.tasks().iter().map(Key::of_task).collect();
         let asked: HashSet<Key> = tasks.iter().copied().collect();
-        let mut store = Self { arms: Vec::new(), tasks, notices, found: 0, differing: 0 };
+        let inputs = inputs.clone();
+        let mut store = Self { inputs, arms: Vec::new(), tasks, notices, found: 0, differing: 0 };
         for (place, name) in audit.names().iter().enumerate() {
-            let key = inputs.arm(audit, place);
+            let key = store.inputs.arm(audit, place);
             let file = format!("{:02}_{}.jsonl", place + 1, file_name(name));
             let mut arm = Arm {
                 key,
@@ -136,8 +139,8 @@ impl Store {
             store.found += arm.answers.len();
             store.arms.push(arm);
         }
-        if before.as_ref() != Some(inputs) {
-            inputs.write(&path)?;
+        if before.as_ref() != Some(&store.inputs) {
+            store.inputs.write(&path)?;
         }
         Ok(store)
     }
@@ -168,6 +171,12 @@ impl Store {
             observations if observations.is_dir() => Self::open(folder, audit, &inputs),
             observations => Err(missing(observations)),
         }
+    }
+
+    /// What the answers depend on.
+    #[must_use]
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
     }
 
     /// What there is to say about what was found, one sentence each.

@@ -1,0 +1,123 @@
+//! `undertext audit --released`: quantized files judged as what they claim to be.
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models");
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/data");
+
+/// Runs the program in `folder`; `$` stands for the demo's models.
+fn undertext(folder: &TempDir, line: &str) -> (i32, String, String) {
+    let words = line.split_whitespace().map(|word| word.replace('$', MODELS));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_undertext"));
+    let output = command.args(words).current_dir(folder.path()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn json_of(folder: &TempDir, line: &str) -> Value {
+    let (code, stdout, stderr) = undertext(folder, line);
+    assert_eq!(code, 0, "{line}: {stderr}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+fn quantized(folder: &TempDir, flags: &str) {
+    let (code, _, stderr) = undertext(folder, &format!("quantize {flags}"));
+    assert_eq!(code, 0, "{flags}: {stderr}");
+}
+
+fn audit(flags: &str) -> String {
+    format!("audit --target $/target --unlearned $/npo_gdr --data {DATA} --device cpu {flags}")
+}
+
+#[test]
+fn a_released_file_gets_its_verdict() {
+    let folder = TempDir::new().unwrap();
+    let packed = "--format compressed-tensors --out";
+    quantized(&folder, &format!("$/npo_gdr --scheme int4 --keep-from $/target {packed} kept"));
+    quantized(&folder, &format!("$/npo_gdr --scheme int4-g32 {packed} nearest"));
+    // Packed by somebody else: the scheme is read off the codes.
+    std::fs::remove_file(folder.path().join("nearest/undertext.json")).unwrap();
+
+    let line = audit("--precision int4,int4+keep=0.9,int4-g32 --released kept --released nearest");
+    let report = json_of(&folder, &format!("{line} --out run --json"));
+    let arm = |name: &str, precision: &str| {
+        let mut arms = report["arms"].as_array().unwrap().iter();
+        arms.find(|arm| arm["name"] == name && arm["precision"] == precision).cloned()
+    };
+    // No other model has such an arm, and it is the file's own weights that answer.
+    assert!(arm("target", "int4-g128+released").is_none());
+    for (released, same, path) in
+        [("int4-g128+released", "int4-g128+keep=0.9", "kept"), ("int4-g32+released", "int4-g32", "nearest")]
+    {
+        let (own, same) = (arm("npo_gdr", released).unwrap(), arm("npo_gdr", same).unwrap());
+        assert_eq!(own["metrics"], same["metrics"], "{released}");
+        assert!(own["path"].as_str().unwrap().ends_with(path), "{own}");
+        assert_eq!(own["scheme"], "f32");
+    }
+    let verdict = |precision: &str| {
+        let mut verdicts = report["verdicts"].as_array().unwrap().iter();
+        verdicts.find(|verdict| verdict["precision"] == precision).unwrap()["verdict"].clone()
+    };
+    assert_eq!(verdict("int4-g128"), "resurrected");
+    assert_eq!(verdict("int4-g128+released"), "held");
+    assert_eq!(verdict("int4-g32+released"), "resurrected");
+    // Of the file's own weights, too: what the rounding that made it keeps.
+    let survival = |precision: &str| {
+        let mut rows = report["survival"].as_array().unwrap().iter();
+        rows.find(|row| row["precision"] == precision).unwrap()["value"].as_f64().unwrap()
+    };
+    assert_eq!(survival("int4-g128+released"), survival("int4-g128+keep=0.9"));
+    assert!((survival("int4-g128+released") - 0.9).abs() < 0.01);
+    assert!((survival("int4-g32+released") - survival("int4-g32")).abs() < 1e-9);
+
+    // The folder knows the files again, and notices when one is another.
+    let plan = std::fs::read_to_string(folder.path().join("run/plan.toml")).unwrap();
+    assert!(plan.contains("[[released]]") && plan.contains("scheme = \"int4-g32\""), "{plan}");
+    let resumed = json_of(&folder, "audit --resume run --json");
+    assert_eq!(resumed["verdicts"], report["verdicts"]);
+    assert_eq!(resumed["counters"]["tokens_scored"], report["counters"]["tokens_scored"]);
+    std::fs::remove_dir_all(folder.path().join("kept")).unwrap();
+    quantized(&folder, &format!("$/npo_gdr --scheme int4 --stochastic 1 {packed} kept"));
+    let (code, _, stderr) = undertext(&folder, "audit --resume run --json");
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("the weights of npo_gdr@int4-g128+released have changed"), "{stderr}");
+}
+
+#[test]
+fn what_cannot_be_judged_is_refused() {
+    let folder = TempDir::new().unwrap();
+    quantized(&folder, "$/npo_gdr --scheme int4 --format compressed-tensors --out packed");
+    quantized(&folder, "$/npo_gdr --scheme int4 --out plain");
+    std::fs::remove_file(folder.path().join("plain/undertext.json")).unwrap();
+    // Half as many layers.
+    quantized(&folder, "$/npo_gdr --scheme int4 --format compressed-tensors --out narrow");
+    let config = folder.path().join("narrow/config.json");
+    let mut fields: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    let layers = fields["num_hidden_layers"].as_u64().unwrap();
+    fields["num_hidden_layers"] = json!(layers / 2);
+    std::fs::write(&config, fields.to_string()).unwrap();
+
+    for (flags, code, parts) in [
+        ("--released nobody=packed", 2, &["--released", "nobody=", "packed", "npo_gdr"][..]),
+        ("--released packed --unlearned $/ga_gdr", 2, &["--released", "one of npo_gdr, ga_gdr"]),
+        (
+            "--released packed --released npo_gdr=packed",
+            2,
+            &["--released", "one file of npo_gdr in int4-g128"],
+        ),
+        ("--released plain", 2, &["--released", "plain", "DIR@SCHEME"]),
+        ("--released packed@int9", 3, &["packed@int9"]),
+        ("--released nothing", 3, &["nothing"]),
+        ("--released narrow", 3, &["narrow", "the number of layers"]),
+        ("--released =packed", 2, &["--released", "=packed"]),
+    ] {
+        let (found, stdout, stderr) = undertext(&folder, &audit(&format!("--no-out --limit 2 {flags}")));
+        assert_eq!(found, code, "{flags}: {stderr}");
+        assert!(stdout.is_empty() && parts.iter().all(|part| stderr.contains(part)), "{flags}: {stderr}");
+    }
+    // Said by the user, plain values are judged as well.
+    let report = json_of(&folder, &audit("--no-out --limit 2 --released plain@int4 --json"));
+    assert!(report["arms"].as_array().unwrap().iter().any(|arm| arm["precision"] == "int4-g128+released"));
+}
