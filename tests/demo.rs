@@ -147,6 +147,7 @@ fn small_updates_are_resurrected_and_large_ones_held() {
         plan: plan.clone(),
         truncated: 0,
         questions: Default::default(),
+        tokens: Default::default(),
         apart: Vec::new(),
         stopped: None,
         survival: Vec::new(),

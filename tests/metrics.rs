@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use undertext::metrics::agreement::{Agreement, Distribution, Position, Uncertain};
 use undertext::metrics::divergence::Divergence;
-use undertext::metrics::membership::{Corpus, auc, min_k, priv_leak};
+use undertext::metrics::membership::{Corpus, auc, min_k, priv_leak, roc};
 use undertext::metrics::recovery::{Arms, Recovery, share_of_target};
 use undertext::metrics::rouge::{RougeL, rouge_l, tokenize};
 use undertext::metrics::{Measured, mean_percent};
@@ -55,6 +55,19 @@ fn golden_rouge() -> GoldenRouge {
 
 fn golden_membership() -> GoldenMembership {
     serde_json::from_str(include_str!("golden/metrics/membership.json")).expect("the golden file is valid")
+}
+
+#[derive(Deserialize)]
+struct GoldenRoc {
+    cases: Vec<GoldenCurve>,
+}
+
+#[derive(Deserialize)]
+struct GoldenCurve {
+    forget: Vec<f64>,
+    holdout: Vec<f64>,
+    points: Vec<[f64; 2]>,
+    auc: f64,
 }
 
 fn value(measured: &Measured) -> f64 {
@@ -134,6 +147,23 @@ fn auc_equals_scikit_learn() {
             None => assert!(got.reason().unwrap().contains("no values"), "{got:?}"),
         }
     }
+}
+
+#[test]
+fn roc_curves_equal_scikit_learn() {
+    let golden: GoldenRoc =
+        serde_json::from_str(include_str!("golden/metrics/roc.json")).expect("the golden file is valid");
+    assert!(golden.cases.iter().any(|case| case.points.len() > 20), "a curve with many corners");
+    for GoldenCurve { forget, holdout, points, auc: area } in golden.cases {
+        assert_eq!(roc(&forget, &holdout), points);
+        // The trapezoids under it.
+        let under: f64 =
+            points.windows(2).map(|ends| (ends[1][0] - ends[0][0]) * (ends[1][1] + ends[0][1]) / 2.0).sum();
+        for got in [value(&auc(&forget, &holdout)), under] {
+            assert!((got - area).abs() <= EQUAL, "{got} for {area}");
+        }
+    }
+    assert!(roc(&[], &[1.0]).is_empty() && roc(&[f64::NAN], &[1.0]).is_empty());
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use undertext::audit::{
-    AnswerApart, AnswerSet, Apart, ArmResult, Auc, Findings, Metric, Plan, Request, Survival,
+    AnswerApart, AnswerSet, Apart, ArmResult, Auc, Fate, Findings, MatrixFate, Metric, Plan, Request,
+    Survival,
 };
 use undertext::gpu::DeviceInfo;
 use undertext::metrics::Measured;
@@ -75,6 +76,22 @@ fn the_four_way_picture_says_by_how_much_arms_come_together() {
     assert_eq!([&truth["extraction_strength"]["n"], &truth["extraction_strength"]["n_asked"]], [0, 2]);
 }
 
+/// Two layers of two matrices each: the first layer keeps all of its update, the second what is left of the whole's share.
+/// The last matrix did not change.
+fn matrices(survival: f64) -> Vec<MatrixFate> {
+    let fate = |kept: f64| {
+        let absorbed = (0..100).filter(|weight| f64::from(*weight) >= 100.0 * kept).count() as u64;
+        Fate { update: 1.0, kept, changed: 100, absorbed }
+    };
+    let matrix = |layer, module, fate| MatrixFate { layer: Some(layer), module, fate };
+    vec![
+        matrix(0, "q_proj", fate(survival)),
+        matrix(0, "down_proj", fate(survival)),
+        matrix(1, "q_proj", fate(survival)),
+        matrix(1, "down_proj", Fate::default()),
+    ]
+}
+
 pub(crate) fn findings() -> Findings {
     let plan = Plan::new(Request {
         target: "models/target".into(),
@@ -110,6 +127,7 @@ pub(crate) fn findings() -> Findings {
                     probability: Measured::Value(probability),
                     exact_memorization: Measured::Value(0.75),
                     extraction_strength: Measured::Missing("none".to_owned()),
+                    log_probs: vec![-0.004, -1.236, f32::NAN],
                 };
                 [truth.clone(), truth].as_slice().into()
             }),
@@ -126,6 +144,7 @@ pub(crate) fn findings() -> Findings {
             precision,
             value: Measured::Value(value),
             moved: None,
+            matrices: matrices(value),
         })
     });
     let survival = survival.collect();
@@ -133,7 +152,19 @@ pub(crate) fn findings() -> Findings {
     let question = |sample: usize| (format!("what is {sample}?"), format!("w{sample} says model"));
     let questions = [3, 4, 5].map(|n| (0..n).map(question).collect());
     let (stopped, truncated, codes_disk_bytes) = (None, 0, 77);
-    Findings { plan, arms, truncated, questions, apart, stopped, survival, codes_disk_bytes, counters }
+    let tokens = [2, 2, 2].map(|n| (0..n).map(|_| [" w<0", "", "\n"].map(str::to_owned).to_vec()).collect());
+    Findings {
+        plan,
+        arms,
+        truncated,
+        questions,
+        tokens,
+        apart,
+        stopped,
+        survival,
+        codes_disk_bytes,
+        counters,
+    }
 }
 
 fn report(findings: &Findings) -> Report {
@@ -235,10 +266,37 @@ fn json_has_the_stable_names() {
     assert_eq!((&control["name"], &control["precision"]), (&json!("target"), &json!("int4-g128")));
     assert_eq!((&control["metric"], &control["change"]), (&json!("knowmem_forget"), &json!(-10.0)));
     assert_eq!(at(&value, "/controls").as_array().unwrap().len(), 2 * 2 * 3);
+    let survival = at(&value, "/survival/1");
+    for (name, want) in
+        [("unlearned", json!("npo")), ("precision", json!("int4-g128")), ("value", json!(0.1))]
+    {
+        assert_eq!(survival[name], want, "{name}");
+    }
+    // Both figures of every matrix, and of all in a row, in a column, and in all.
+    for path in
+        ["total", "modules/q_proj", "modules/down_proj", "layers/0/modules/down_proj", "layers/1/total"]
+    {
+        let kept = at(survival, &format!("/map/{path}"));
+        // Sums of tenths.
+        assert!((kept["survival"].as_f64().unwrap() - 0.1).abs() < 1e-12, "{path}: {kept}");
+        assert_eq!(kept["absorbed"], 0.9, "{path}");
+    }
     assert_eq!(
-        at(&value, "/survival/1"),
-        &json!({"unlearned": "npo", "precision": "int4-g128", "value": 0.1})
+        at(survival, "/map/layers/1/modules/down_proj"),
+        &json!({"survival": null, "absorbed": null}),
+        "it did not change"
     );
+    assert!(survival["map"].get("head").is_none(), "the head was not quantized");
+    // By value: forget 1, holdout 1.5, forget 2, holdout 3.
+    assert_eq!(leak["roc"], json!([[0.0, 0.0], [0.5, 0.0], [0.5, 0.5], [1.0, 0.5], [1.0, 1.0]]));
+    // Of the true answers on the forget set, each token with its log p in hundredths.
+    let samples = at(&value, "/samples");
+    assert_eq!(samples[0]["tokens"], json!([" w<0", "", "\n"]));
+    assert_eq!(samples[0]["answers"][11]["log_probs"], json!([0.0, -1.24, null]));
+    assert_eq!((&samples[3]["metric"], &samples[3]["tokens"][0]), (&json!("knowmem_forget"), &json!(" w<0")));
+    let retain = &samples[11];
+    assert_eq!(retain["metric"], "knowmem_retain");
+    assert!(retain.get("tokens").is_none() && retain["answers"][0].get("log_probs").is_none(), "{retain}");
     let ranks = at(&value, "/survival_rank_correlation/1");
     assert_eq!((&ranks["metric"], &ranks["n"]), (&json!("knowmem_forget"), &json!(4)));
     assert!(ranks["spearman"].as_f64().unwrap() < 0.0, "{ranks}");
@@ -262,6 +320,19 @@ fn json_has_the_stable_names() {
         assert!(at(counters, "/seconds")[name].is_number(), "{name}");
     }
     assert_eq!(serde_json::from_value::<Report>(value).unwrap(), report);
+}
+
+#[test]
+fn a_long_curve_is_thinned() {
+    let mut findings = findings();
+    let values = |from: f64| (0..150).map(|step| from + f64::from(step)).collect();
+    findings.arms[0].auc =
+        Auc { value: Measured::Value(0.5), asked: 300, forget: values(0.0), holdout: values(0.5) };
+    let roc = &report(&findings).arms[0].metrics.privleak.roc;
+    assert_eq!((roc.len(), roc[0], roc[100]), (101, [0.0; 2], [1.0; 2]));
+    assert!(roc.windows(2).all(|ends| ends[0][0] <= ends[1][0] && ends[0][1] <= ends[1][1]), "{roc:?}");
+    findings.arms[0].auc.value = Measured::Missing("forget text 1: too short".to_owned());
+    assert!(report(&findings).arms[0].metrics.privleak.roc.is_empty(), "a curve without an area");
 }
 
 #[test]

@@ -10,22 +10,23 @@ use undertext::gpu::DeviceInfo;
 use undertext::report::{Report, report_html};
 
 use crate::report::findings;
+use crate::report_maps::localization;
 
-fn record() -> Value {
+pub(crate) fn record() -> Value {
     serde_json::to_value(Report::new(&findings(), &DeviceInfo::cpu())).unwrap()
 }
 
-fn page(record: Value) -> String {
+pub(crate) fn page(record: Value) -> String {
     report_html(&serde_json::from_value(record).unwrap())
 }
 
 /// What lies between each `before` and the next `after`.
-fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+pub(crate) fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
     text.split(before).skip(1).filter_map(|rest| Some(rest.split_once(after)?.0)).collect()
 }
 
 /// What every page must be.
-fn check(page: &str) {
+pub(crate) fn check(page: &str) {
     assert!(page.starts_with("<!DOCTYPE html>\n<html lang=\"en\">"), "{page}");
     for forbidden in ["http://", "https://", "<script", "@import", "url(", "NaN", "javascript:"] {
         assert!(!page.contains(forbidden), "{forbidden}");
@@ -92,8 +93,8 @@ fn everything_of_the_record_is_on_the_page() {
     ] {
         assert!(squeezed.contains(part), "{part} in {squeezed}");
     }
-    // A picture for each of three metrics of two models, and for each of two sets.
-    assert_eq!(page.matches("<svg ").count(), 2 * 3 + 2);
+    // A picture for each of three metrics of two models, for each of two sets, and the curves of four models.
+    assert_eq!(page.matches("<svg ").count(), 2 * 3 + 2 + 4);
     assert_eq!(page.matches("class=\"skip\" href=\"#main\"").count(), 1);
 }
 
@@ -153,6 +154,14 @@ fn hostile() -> Value {
     record["stopped"] = HOSTILE.into();
     record["complete"] = false.into();
     record["kernels"] = json!({HOSTILE: HOSTILE});
+    record["survival"][1]["map"]["layers"][0]["modules"][HOSTILE] = json!({"survival": 0.5, "absorbed": 0.5});
+    record["samples"][0]["tokens"] = json!([HOSTILE, HOSTILE, HOSTILE]);
+    record["localizations"] = json!([localization()]);
+    for name in ["target", "unlearned", "model", "precision"] {
+        record["localizations"][0][name] = HOSTILE.into();
+    }
+    record["localizations"][0]["variants"][4]["module"] = HOSTILE.into();
+    record["localizations"][0]["keep"]["blocks"] = json!([HOSTILE]);
     record
 }
 
@@ -186,6 +195,7 @@ fn what_is_missing_gets_a_sentence() {
             metric.remove("truth");
             metric.remove("ci95");
         }
+        arm["metrics"]["privleak"].as_object_mut().unwrap().remove("roc");
     }
     for row in old["recovery"].as_array_mut().unwrap() {
         let row = row.as_object_mut().unwrap();
@@ -205,6 +215,7 @@ fn what_is_missing_gets_a_sentence() {
             "Neither the target nor a retrained model was measured both",
             "The weights were not compared",
             "The record holds no questions and answers",
+            "Which matrices bring the forgotten back was not looked for",
         ] {
             assert!(page.contains(part), "{part} in {page}");
         }

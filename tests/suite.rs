@@ -175,6 +175,39 @@ fn a_truth_begins_where_the_tokens_do() {
     assert_eq!(task.tokens[from..], tokenizer(true).encode("w2 w3").unwrap()[1..]);
 }
 
+/// A token's text is what it adds, whatever stands before it.
+#[test]
+fn truths_come_in_pieces() {
+    let dir = corpus();
+    let prepared = prepare(dir.path(), 4096);
+    let (mut all, mut joined) = (0, 0);
+    for metric in [Metric::VerbmemForget, Metric::KnowmemForget, Metric::KnowmemRetain] {
+        let pieces = prepared.truth_tokens(&tokenizer(true), metric).unwrap();
+        assert_eq!(pieces.len(), prepared.truths(metric).len(), "{metric}");
+        for ((task, pieces), (_, truth)) in
+            prepared.tasks()[prepared.truths(metric)].iter().zip(&pieces).zip(prepared.questions(metric))
+        {
+            let Ask::Score { from } = task.ask else { panic!("{task:?}") };
+            assert_eq!(pieces.len(), task.tokens.len() - from);
+            all += 1;
+            joined += usize::from(pieces.concat().trim() == truth.trim());
+        }
+    }
+    // Truths that are cut to so many tokens, and those that are asked for without their BOS, are cut elsewhere.
+    assert!(all > 0 && 2 * joined >= all, "{joined} of {all}");
+    assert!(prepared.truth_tokens(&tokenizer(true), Metric::Privleak).unwrap().is_empty());
+
+    // With a byte-pair tokenizer, whose words begin with their blank.
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let demo = Tokenizer::read(&assets.join("models/target"), usize::MAX).unwrap();
+    let prepared = Muse::read(&assets.join("data"), Some(8)).unwrap().prepare(&demo, 1024, &[]).unwrap();
+    let pieces = prepared.truth_tokens(&demo, Metric::KnowmemForget).unwrap();
+    for (pieces, (_, truth)) in pieces.iter().zip(prepared.questions(Metric::KnowmemForget)) {
+        assert_eq!(pieces.concat().trim(), truth.trim());
+    }
+    assert!(pieces.iter().flatten().any(|piece| piece.starts_with(' ')), "{pieces:?}");
+}
+
 #[test]
 fn truths_say_how_well_they_are_known() {
     let dir = corpus();

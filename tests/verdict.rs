@@ -68,6 +68,7 @@ fn findings(case: Case, n: usize) -> Findings {
         arms: arms.map(arm).collect(),
         truncated: 0,
         questions: Default::default(),
+        tokens: Default::default(),
         apart: Vec::new(),
         stopped: None,
         survival: Vec::new(),

@@ -101,6 +101,8 @@ pub struct Truths {
     pub exact_memorization: Metric,
     /// Share of an answer from which on all tokens are the likeliest ones, x100.
     pub extraction_strength: Metric,
+    /// log p of each token of each answer that was asked for, in nats.
+    pub log_probs: Vec<Vec<f32>>,
 }
 
 impl Truths {
@@ -121,6 +123,7 @@ impl From<&[Truth]> for Truths {
             probability: metric(|truth| &truth.probability),
             exact_memorization: metric(|truth| &truth.exact_memorization),
             extraction_strength: metric(|truth| &truth.extraction_strength),
+            log_probs: truths.iter().map(|truth| truth.log_probs.clone()).collect(),
         }
     }
 }
@@ -195,6 +198,8 @@ pub struct Findings {
     /// What was asked and what the answer should have been, in the order of the files: VerbMem's forget set, KnowMem's forget
     /// and retain set.
     pub questions: [Vec<(String, String)>; 3],
+    /// The true answers of these sets in pieces, one a token that was scored.
+    pub tokens: [Vec<Vec<String>>; 3],
     /// What sets pairs of arms apart on the true answers, if they were held against each other.
     pub apart: Vec<Apart>,
     /// Why the run ended before all arms were measured.

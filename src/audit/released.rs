@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::codes::CodesPlan;
 use super::codes::pair::Pair;
 use super::plan::Model;
-use super::rounded::{BLOCK, Tally};
+use super::rounded::{BLOCK, Tallies, Tally};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Scheme, decode, encode};
@@ -131,20 +131,22 @@ fn refuse(found: &str, expected: &str) -> Error {
     Error::Flag { flag: "--released", found: found.to_owned(), expected: expected.to_owned() }
 }
 
-/// Streams target, unlearned model and released file; gives what the file keeps of the update, and the bytes read. What
+/// Streams target, unlearned model and released file; gives what the file keeps of the update, as one precision's tallies. What
 /// is counted as moved is every weight that is not at the nearest code's value.
 pub(super) fn survival(
     pair: &CodesPlan,
     released: &Path,
     scheme: Scheme,
     watch: &mut dyn FnMut(u64, u64),
-) -> Result<(Tally, u64)> {
+) -> Result<Tallies> {
     let pair = Pair::open(pair)?;
     let released = Checkpoint::open(released)?;
     let blocks: Vec<_> = pair.blocks(BLOCK).into_iter().filter(|block| block.matrix.is_some()).collect();
     let total = blocks.iter().map(|block| block.weights()).sum();
-    let (mut tally, mut done) = (Tally::default(), 0);
+    let places: Vec<_> = pair.places().collect();
+    let (mut tallies, mut done) = (vec![Tally::default(); places.len()], 0);
     for block in &blocks {
+        let Some(tally) = block.matrix.map(|matrix| &mut tallies[matrix]) else { continue };
         let [rows, cols] = block.shape();
         let [old, new] = pair.read(block)?.each_ref().map(Tensor::to_f32);
         let to = block.read(&released)?.to_f32();
@@ -155,7 +157,8 @@ pub(super) fn survival(
         done += block.weights();
         watch(done, total);
     }
-    Ok((tally, pair.disk_bytes() + released.tensors().bytes_read()))
+    let bytes = pair.disk_bytes() + released.tensors().bytes_read();
+    Ok(Tallies { places, tallies: vec![tallies], bytes })
 }
 
 #[cfg(test)]

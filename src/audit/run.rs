@@ -91,6 +91,8 @@ pub struct Audit {
     released: Vec<(Arc<Checkpoint>, Scheme)>,
     tokenizer: Tokenizer,
     questions: Prepared,
+    /// The truths of [`MEANS`] in pieces.
+    tokens: [Vec<Vec<String>>; 3],
     stop: Option<Arc<AtomicBool>>,
 }
 
@@ -142,7 +144,11 @@ impl Audit {
             found: "no directory".to_owned(),
             expected: "a checkpoint directory".to_owned(),
         })?;
-        let audit = Self { plan, checkpoints, stored, released, tokenizer, questions, stop: None };
+        let mut tokens = [const { Vec::new() }; 3];
+        for (pieces, metric) in tokens.iter_mut().zip(MEANS) {
+            *pieces = questions.truth_tokens(&tokenizer, metric)?;
+        }
+        let audit = Self { plan, checkpoints, stored, released, tokenizer, questions, tokens, stop: None };
         audit.sources().iter().try_for_each(Source::check)?;
         Ok(audit)
     }
@@ -250,6 +256,7 @@ impl Audit {
                 let both = self.questions.questions(metric);
                 both.map(|(prompt, truth)| (prompt.to_owned(), truth.to_owned())).collect()
             }),
+            tokens: self.tokens.clone(),
             apart: Vec::new(),
             stopped: None,
             survival: Vec::new(),

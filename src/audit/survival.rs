@@ -2,10 +2,11 @@
 
 use super::codes::{CodesPlan, compare_codes};
 use super::divergence::{AnswerSet, FourWay};
+use super::fate::{Fate, MatrixFate, fates};
 use super::findings::Findings;
 use super::plan::Plan;
 use super::released;
-use super::rounded::{Tally, tally};
+use super::rounded::{Tallies, tally};
 use super::statistics::Statistics;
 use crate::error::Error;
 use crate::metrics::Measured;
@@ -23,19 +24,35 @@ pub struct Survival {
     pub value: Measured,
     /// Codes that are not the nearest, of how many; `None` in nearest rounding and where the pair cannot be compared.
     pub moved: Option<(u64, u64)>,
+    /// Of what `value` is made: every quantized matrix in the order of use. Empty where the pair cannot be compared.
+    pub matrices: Vec<MatrixFate>,
 }
 
 impl Survival {
-    /// What a tally says, or why there is none.
-    fn of(unlearned: usize, precision: Precision, tally: Result<&Tally, &Error>) -> Self {
-        let (value, moved) = match tally {
-            Ok(tally) => {
-                let value = tally.survival().map_or_else(no_update, Measured::Value);
-                (value, Some((tally.moved, tally.weights)))
+    fn new(
+        unlearned: usize,
+        precision: Precision,
+        matrices: Result<Vec<MatrixFate>, &Error>,
+        moved: Option<(u64, u64)>,
+    ) -> Self {
+        let (value, matrices) = match matrices {
+            Ok(matrices) => {
+                (Fate::sum(&matrices).survival().map_or_else(no_update, Measured::Value), matrices)
             }
-            Err(error) => (Measured::Missing(error.to_string()), None),
+            Err(error) => (Measured::Missing(error.to_string()), Vec::new()),
         };
-        Self { unlearned, precision, value, moved }
+        Self { unlearned, precision, value, moved, matrices }
+    }
+
+    /// What the tallies of a precision say, or why there are none.
+    fn tallied(
+        unlearned: usize,
+        precision: Precision,
+        tallies: Result<&Tallies, &Error>,
+        index: usize,
+    ) -> Self {
+        let matrices = tallies.map(|tallies| tallies.fates(index));
+        Self::new(unlearned, precision, matrices, tallies.ok().map(|tallies| tallies.moved(index)))
     }
 }
 
@@ -76,20 +93,16 @@ pub fn measure_survival(
         });
         bytes += codes.as_ref().map_or(0, |codes| codes.disk_bytes);
         for (index, &scheme) in schemes.iter().enumerate() {
-            let value = match &codes {
-                Ok(codes) => codes.sum(index, |_| true).survival().map_or_else(no_update, Measured::Value),
-                Err(error) => Measured::Missing(error.to_string()),
-            };
-            all.push(Survival { unlearned, precision: Precision::nearest(scheme), value, moved: None });
+            let matrices = codes.as_ref().map(|codes| fates(codes, index));
+            all.push(Survival::new(unlearned, Precision::nearest(scheme), matrices, None));
         }
         let files = plan.released.iter().filter(|file| file.model == unlearned);
         for file in files {
-            let tally = released::survival(&asked, &file.path, file.scheme, &mut |done, total| {
+            let tallies = released::survival(&asked, &file.path, file.scheme, &mut |done, total| {
                 watch(&format!("{} {}", model.name, file.precision()), done, total);
             });
-            bytes += tally.as_ref().map_or(0, |(_, read)| *read);
-            let tally = tally.as_ref().map(|(tally, _)| tally);
-            all.push(Survival::of(unlearned, file.precision(), tally));
+            bytes += tallies.as_ref().map_or(0, |tallies| tallies.bytes);
+            all.push(Survival::tallied(unlearned, file.precision(), tallies.as_ref(), 0));
         }
         if rounded.is_empty() {
             continue;
@@ -97,10 +110,9 @@ pub fn measure_survival(
         let tallies = tally(&asked, &rounded, &mut |done, _| {
             watch(&model.name, (weights + done).min(2 * weights), 2 * weights);
         });
-        bytes += tallies.as_ref().map_or(0, |(_, read)| *read);
+        bytes += tallies.as_ref().map_or(0, |tallies| tallies.bytes);
         for (index, &precision) in rounded.iter().enumerate() {
-            let tally = tallies.as_ref().map(|(tallies, _)| &tallies[index]);
-            all.push(Survival::of(unlearned, precision, tally));
+            all.push(Survival::tallied(unlearned, precision, tallies.as_ref(), index));
         }
     }
     (all, bytes)

@@ -21,9 +21,10 @@ use serde::{Deserialize, Serialize};
 use super::output::{Output, notice};
 use super::plan_file::PlanFile;
 use super::{interrupt, log};
+use crate::audit::Inputs;
 use crate::checkpoint::files::replace;
 use crate::error::{Error, Result};
-use crate::report::{Report, report_html, schema};
+use crate::report::{Localization, Report, report_html, schema};
 
 /// Where dated folders go.
 const RUNS: &str = "undertext-runs";
@@ -64,6 +65,8 @@ pub(super) struct Folder {
     began: String,
     /// Sessions before this one, as far as known.
     before: Vec<Session>,
+    /// What `undertext localize --into` has added to the report.
+    localizations: Vec<Localization>,
     /// Unlocked when it is closed, however the process ends.
     _lock: File,
 }
@@ -96,7 +99,8 @@ impl Folder {
         let before = sessions(&path.join(SESSIONS));
         notice(&format!("{} {}", if resumed { "going on in" } else { "writing to" }, path.display()));
         interrupt::resume_from(Some(path.clone()));
-        Ok(Some(Self { path, began: log::now(), before, _lock: lock }))
+        let localizations = localizations(&path.join(REPORT));
+        Ok(Some(Self { path, began: log::now(), before, localizations, _lock: lock }))
     }
 
     /// A file of the folder.
@@ -108,8 +112,26 @@ impl Folder {
         &self.path
     }
 
-    /// Adds to a report of this session what the sessions before it cost.
+    /// Leaves out what was localized with other weights than the run has now.
+    pub(super) fn check_localizations(&mut self) -> Result<()> {
+        let Some(inputs) = Inputs::of_run(&self.path)? else { return Ok(()) };
+        self.localizations.retain(|found| {
+            let changed = found.weights.iter().find(|(name, weights)| inputs.weights(name) != Some(weights));
+            if let Some((name, _)) = changed {
+                let of = found.model.as_deref().unwrap_or_default();
+                notice(&format!(
+                    "the weights of {name} have changed: what was localized in {of} at {} is left out",
+                    found.precision
+                ));
+            }
+            changed.is_none()
+        });
+        Ok(())
+    }
+
+    /// Adds to a report of this session what the sessions before it cost, and what was localized.
     pub(super) fn add_sessions(&self, report: &mut Report) {
+        report.localizations.clone_from(&self.localizations);
         for session in &self.before {
             report.counters.add(&session.counters);
             for (kernel, seconds) in &session.gpu_seconds {
@@ -143,9 +165,14 @@ impl Folder {
 
     /// Replaces the report and its page.
     pub(super) fn save(&self, report: &Report) -> Result<()> {
-        replace(&self.file(REPORT), Output::to_json(report)?.as_bytes())?;
-        replace(&self.file(PAGE), report_html(report).as_bytes())
+        save(&self.path, report)
     }
+}
+
+/// Replaces the report of a folder, and its page.
+pub(super) fn save(folder: &Path, report: &Report) -> Result<()> {
+    replace(&folder.join(REPORT), Output::to_json(report)?.as_bytes())?;
+    replace(&folder.join(PAGE), report_html(report).as_bytes())
 }
 
 /// Makes a folder that was not there.
@@ -186,7 +213,7 @@ fn refuse_others(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn lock(path: &Path) -> Result<File> {
+pub(super) fn lock(path: &Path) -> Result<File> {
     let file = path.join(LOCK);
     let lock = OpenOptions::new()
         .write(true)
@@ -202,6 +229,18 @@ fn lock(path: &Path) -> Result<File> {
         Ok(()) => {}
     }
     Ok(lock)
+}
+
+/// What was localized into an earlier report. One that cannot be read has nothing that could be kept.
+fn localizations(path: &Path) -> Vec<Localization> {
+    let Ok(bytes) = fs::read(path) else { return Vec::new() };
+    let found = serde_json::from_slice::<serde_json::Value>(&bytes)
+        .and_then(|mut report| serde_json::from_value(report["localizations"].take()))
+        .map(Option::<Vec<Localization>>::unwrap_or_default);
+    found.unwrap_or_else(|error| {
+        notice(&format!("{}: {error}; what was localized before is not kept", path.display()));
+        Vec::new()
+    })
 }
 
 /// Keeps runs from beginning in a folder as long as the file lives; none if there is no lock to hold.

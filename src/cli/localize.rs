@@ -7,6 +7,7 @@ use clap::Args;
 use super::args::{MemoryArgs, RunArgs};
 use super::arms::Arms;
 use super::device::Device;
+use super::into::RunReport;
 use super::output::{Output, say};
 use super::progress::Progress;
 use crate::audit::{By, Criteria, Localize, LocalizePlan, OpenArms, OpenSources};
@@ -19,16 +20,21 @@ use crate::report::{Localization, counters_text, localize_text, schema};
 #[derive(Debug, Args)]
 pub(super) struct LocalizeArgs {
     /// The checkpoint that learned everything
-    #[arg(long, value_name = "DIR")]
-    target: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "into")]
+    target: Option<PathBuf>,
 
     /// The checkpoint that was made to forget
-    #[arg(long, value_name = "DIR")]
-    unlearned: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "into")]
+    unlearned: Option<PathBuf>,
 
     /// The questions, in MUSE's layout
+    #[arg(long, value_name = "DIR", required_unless_present = "into")]
+    data: Option<PathBuf>,
+
+    /// A run's folder: what is found goes into its report and page, too. Target, questions and their number are the run's
+    /// unless given, --unlearned may be the name of one of its models, and is not needed if there is only one
     #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    into: Option<PathBuf>,
 
     /// What parts are quantized to
     #[arg(long, value_name = "PRECISION", default_value = "int4-g128")]
@@ -67,12 +73,28 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
             by.push(way);
         }
     }
+    let into = args.into.map(RunReport::open).transpose()?;
+    let (target, unlearned, data, limit) = match &into {
+        Some(into) => (
+            into.target(args.target)?,
+            into.unlearned(args.unlearned)?,
+            into.data(args.data)?,
+            into.limit(args.limit),
+        ),
+        // Without a run they are there: the parser asks for them.
+        None => (
+            args.target.unwrap_or_default(),
+            args.unlearned.unwrap_or_default(),
+            args.data.unwrap_or_default(),
+            args.limit,
+        ),
+    };
     let localize = Localize::open(LocalizePlan {
-        target: args.target,
-        unlearned: args.unlearned,
-        data: args.data,
+        target,
+        unlearned,
+        data,
         precision: args.precision,
-        limit: args.limit,
+        limit,
         by,
         criteria: Criteria {
             held_below: args.held_below,
@@ -83,6 +105,7 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
             ..Criteria::default()
         },
     })?;
+    into.as_ref().map_or(Ok(()), |into| into.check(localize.plan()))?;
     let device = args.run.open_device()?;
     let mut open = Opening {
         device: &device,
@@ -100,6 +123,7 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
         let (seconds, _) = device.seconds();
         say(&counters_text(&record.counters, &seconds));
     }
+    into.map_or(Ok(()), |into| into.add(localize.plan(), &mut record))?;
     output.emit(&record, |style| localize_text(&record, style))
 }
 

@@ -15,6 +15,8 @@ mod export;
 mod folder;
 mod generate;
 mod interrupt;
+mod into;
+mod json;
 mod judge;
 mod localize;
 mod log;

@@ -7,6 +7,7 @@ use anstream::{AutoStream, ColorChoice};
 use clap::Args;
 use serde::Serialize;
 
+use super::json::rows;
 pub(super) use super::stderr::{error, notice, say};
 use crate::checkpoint::files::replace;
 use crate::error::{Error, Result};
@@ -74,7 +75,7 @@ impl Output {
     pub(super) fn to_json(value: &impl Serialize) -> Result<String> {
         let json = serde_json::to_string_pretty(value);
         let json = json.map_err(|error| Error::write(Path::new("JSON"))(error.into()))?;
-        Ok(json + "\n")
+        Ok(rows(&json) + "\n")
     }
 
     /// Writes the file, if there is one; only then is the value made.

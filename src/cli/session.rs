@@ -126,9 +126,10 @@ fn execute(
     plan.notices.iter().for_each(|text| notice(text));
     let audit = Audit::open(plan)?.stopped_by(interrupt::listen());
     let device = Device::open(file.device.choice().as_ref(), file.device.tuning(), memory.vram.is_some())?;
-    let folder = Folder::open(&asked.out, file, &name(audit.plan()))?;
+    let mut folder = Folder::open(&asked.out, file, &name(audit.plan()))?;
     let mut store =
         folder.as_ref().map(|folder| open_store(folder, &audit, &device, kv.name())).transpose()?;
+    folder.as_mut().map_or(Ok(()), Folder::check_localizations)?;
     let open = |needs: Needs| {
         Arms::new(&device, audit.sources(), audit.names(), audit.plan().quantize_head, needs, &memory)
     };

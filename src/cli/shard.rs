@@ -8,7 +8,9 @@ use super::arms::Arms;
 use super::folder::Out;
 use super::output::Output;
 use super::session::{Asked, Watching};
-use crate::audit::{Audit, Findings, Inputs, Plan, Portion, Shard, Store, Survival};
+use crate::audit::{
+    Audit, Fate, Findings, HEAD, Inputs, MatrixFate, Plan, Portion, Shard, Store, Survival, modules,
+};
 use crate::checkpoint::files::{read_text, replace};
 use crate::engine::Options;
 use crate::error::{Error, Result};
@@ -91,6 +93,20 @@ struct Kept {
     reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     moved: Option<(u64, u64)>,
+    /// Layer, module and what became of the update, of each matrix.
+    #[serde(default)]
+    matrices: Vec<(Option<usize>, String, Fate)>,
+}
+
+impl Kept {
+    /// The matrices again; those of a module that this version does not know are left out.
+    fn fates(&self) -> Vec<MatrixFate> {
+        let known = |name: &str| modules().into_iter().chain([HEAD]).find(|module| *module == name);
+        let fate = |(layer, module, fate): &(Option<usize>, String, Fate)| {
+            Some(MatrixFate { layer: *layer, module: known(module)?, fate: *fate })
+        };
+        self.matrices.iter().filter_map(fate).collect()
+    }
 }
 
 /// Hashes of the weights that a survival depends on.
@@ -111,6 +127,11 @@ pub(super) fn save_survival(folder: &Path, plan: &Plan, inputs: &Inputs, found: 
         value: survival.value.value(),
         reason: survival.value.reason().map(str::to_owned),
         moved: survival.moved,
+        matrices: survival
+            .matrices
+            .iter()
+            .map(|matrix| (matrix.layer, matrix.module.to_owned(), matrix.fate))
+            .collect(),
     };
     let kept: Vec<_> = found.iter().map(kept).collect();
     replace(&folder.join(SURVIVAL), Output::to_json(&kept)?.as_bytes())
@@ -146,10 +167,12 @@ pub(super) fn survival(
         let (name, weights) = (&plan.models[unlearned].name, weights(inputs, unlearned));
         let own = kept.iter().filter(|kept| kept.unlearned == *name && kept.weights == weights);
         let before = all.len();
-        for Kept { precision, value, reason, moved, .. } in own {
+        for kept in own {
+            let Kept { precision, value, reason, moved, .. } = kept;
             let missing = || Measured::Missing(reason.clone().unwrap_or_default());
             let (precision, value) = (precision.parse()?, value.map_or_else(missing, Measured::Value));
-            all.push(Survival { unlearned, precision, value, moved: *moved });
+            let matrices = kept.fates();
+            all.push(Survival { unlearned, precision, value, moved: *moved, matrices });
         }
         if all.len() - before != quantized {
             return Ok(None);

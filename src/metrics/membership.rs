@@ -78,6 +78,37 @@ pub fn auc(forget: &[f64], holdout: &[f64]) -> Measured {
     Measured::Value(auc)
 }
 
+/// The curve whose area is [`auc`]: from `[0, 0]` to `[1, 1]`, for every threshold the share of the forget texts and the share
+/// of the holdout texts whose value is not above it.
+///
+/// The points are those of scikit-learn's `roc_curve` with label 1 for holdout and minus the value as score; it leaves out the
+/// middle ones of equal steps. Empty where there is no [`auc`].
+#[must_use]
+pub fn roc(forget: &[f64], holdout: &[f64]) -> Vec<[f64; 2]> {
+    if auc(forget, holdout).value().is_none() {
+        return Vec::new();
+    }
+    let of = |values: &[f64], set: usize| values.iter().map(|&value| (value, set)).collect::<Vec<_>>();
+    let mut values = [of(forget, 0), of(holdout, 1)].concat();
+    values.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut counts = [0_usize; 2];
+    // Where the curve stands after each distinct value.
+    let mut steps: Vec<[usize; 2]> = Vec::new();
+    for equal in values.chunk_by(|a, b| a.0 == b.0) {
+        equal.iter().for_each(|(_, set)| counts[*set] += 1);
+        steps.push(counts);
+    }
+    let turns = |at: usize| {
+        let by = |from: usize| [0, 1].map(|set: usize| steps[from + 1][set] - steps[from][set]);
+        at == 0 || at + 1 == steps.len() || by(at - 1) != by(at)
+    };
+    let kept = (0..steps.len()).filter(|&at| turns(at)).map(|at| steps[at]);
+    let share = |[forget_below, holdout_below]: [usize; 2]| {
+        [forget_below as f64 / forget.len() as f64, holdout_below as f64 / holdout.len() as f64]
+    };
+    std::iter::once([0.0; 2]).chain(kept.map(share)).collect()
+}
+
 /// [`auc`] of each pair of a resample of the forget texts and one of the holdout texts, which are drawn separately: they
 /// are two sets, not pairs.
 ///

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::maps::SurvivalMap;
 use crate::audit::{self, ALPHA, CONFIDENCE, Findings, closeness_correlation, rank_correlation, verdicts};
 use crate::metrics::Measured;
 
@@ -73,6 +74,9 @@ pub struct Survival {
     /// Why there is no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// By layer and module; absent where the two checkpoints cannot be compared, and in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<SurvivalMap>,
 }
 
 /// Spearman's.
@@ -194,7 +198,8 @@ pub(super) fn survival(findings: &Findings) -> Vec<Survival> {
         let (value, reason) = parts(&survival.value);
         let unlearned = findings.plan.models[survival.unlearned].name.clone();
         let (moved, weights) = survival.moved.unzip();
-        Survival { unlearned, precision: survival.precision.to_string(), value, moved, weights, reason }
+        let (precision, map) = (survival.precision.to_string(), SurvivalMap::new(survival));
+        Survival { unlearned, precision, value, moved, weights, reason, map }
     };
     findings.survival.iter().map(survival).collect()
 }

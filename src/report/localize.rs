@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::grid::Grid;
@@ -13,8 +14,8 @@ use super::table::{percent, percent_ci, rounded};
 use crate::audit::{self, Localize, Localized, Part, Row, modules};
 use crate::gpu::DeviceInfo;
 
-/// What `undertext localize --json` prints.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What `undertext localize --json` prints, and `--into` adds to a run's report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Localization {
     /// [`VERSION`].
     pub schema_version: u32,
@@ -26,6 +27,12 @@ pub struct Localization {
     pub target: String,
     /// The unlearned checkpoint's directory.
     pub unlearned: String,
+    /// Its name in the audit that this was added to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Hashes of all bytes of the target's and its weights, by their names in that audit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, String>,
     /// What parts are quantized to.
     pub precision: String,
     /// Below this a recovery is none.
@@ -50,7 +57,7 @@ pub struct Localization {
 }
 
 /// One variant.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Variant {
     /// `target_full` and `target` (the target, quantized), `nothing`, `all`, or what alone is quantized: `block`, `layer`,
     /// `module`, `prefix`.
@@ -80,7 +87,7 @@ pub struct Variant {
 }
 
 /// Blocks to keep at full precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Keep {
     /// Their names, as `layers.0.down_proj`.
     pub blocks: Vec<String>,
@@ -106,6 +113,8 @@ impl Localization {
             device: device.into(),
             target: plan.target.display().to_string(),
             unlearned: plan.unlearned.display().to_string(),
+            model: None,
+            weights: BTreeMap::new(),
             precision: plan.precision.to_string(),
             held_below: plan.criteria.held_below,
             n: localized.rows.first().map_or(0, |row| row.log_probs.len()),
@@ -118,7 +127,7 @@ impl Localization {
         }
     }
 
-    fn variant(&self, kind: &str, layer: Option<usize>, module: Option<&str>) -> Option<&Variant> {
+    pub(super) fn variant(&self, kind: &str, layer: Option<usize>, module: Option<&str>) -> Option<&Variant> {
         let same = |variant: &&Variant| {
             (variant.kind.as_str(), variant.layer, variant.module.as_deref()) == (kind, layer, module)
         };

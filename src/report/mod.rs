@@ -10,6 +10,7 @@ mod html;
 pub mod judgement;
 mod judgement_text;
 pub mod localize;
+pub mod maps;
 mod memory;
 pub mod quantize;
 pub mod repair;
@@ -32,10 +33,11 @@ pub use table::report_text;
 use std::collections::BTreeMap;
 
 use crate::audit::{
-    ArmIntervals, ArmResult, Evidence, Findings, Interval, Metric, Recovered, Statistics, four_way,
+    ArmIntervals, ArmResult, Auc, Evidence, Findings, Interval, Metric, Recovered, Statistics, four_way,
 };
 use crate::gpu::DeviceInfo;
 use crate::metrics::Measured;
+use crate::metrics::membership::roc;
 use crate::model::Counters;
 
 impl Report {
@@ -68,6 +70,7 @@ impl Report {
             divergence: divergence::rows(findings, &four_way),
             survival: judgement::survival(findings),
             survival_rank_correlation: judgement::correlations(findings, &statistics, &four_way),
+            localizations: Vec::new(),
             repairs: repair::repairs(findings, &statistics),
             chosen_doses: repair::chosen(findings, &statistics),
             verdicts: judgement::judged(findings, &statistics),
@@ -130,10 +133,24 @@ fn schema_arm(findings: &Findings, arm: &ArmResult, intervals: &ArmIntervals) ->
                 reason: main.and_then(|main| main.reason),
                 n: arm.auc.n(),
                 n_asked: arm.auc.asked,
+                roc: curve(&arm.auc),
                 others: against.collect(),
             },
         },
     }
+}
+
+/// Points of a curve in the record.
+const CURVE_POINTS: usize = 101;
+
+/// The curve whose area is the AUC, evenly thinned if it has many corners.
+fn curve(auc: &Auc) -> Vec<[f64; 2]> {
+    let points = if auc.value.value().is_some() { roc(&auc.forget, &auc.holdout) } else { Vec::new() };
+    if points.len() <= CURVE_POINTS {
+        return points;
+    }
+    let last = points.len() - 1;
+    (0..CURVE_POINTS).map(|step| points[step * last / (CURVE_POINTS - 1)]).collect()
 }
 
 fn schema_recovery(findings: &Findings, recovered: &Recovered, evidence: &Evidence) -> schema::Recovery {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::divergence::Divergence;
 use super::judgement::{Control, Estimate, RankCorrelation, Series, Statistics, Survival, Verdict};
+use super::localize::Localization;
 use super::repair::{Chosen, Repair};
 use super::samples::Sample;
 use crate::engine::{Budget, Item, MemoryPlan};
@@ -54,6 +55,9 @@ pub struct Report {
     /// Of survival with `of_gap_to_target_same_precision` over all quantized unlearned arms, by metric.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub survival_rank_correlation: Vec<RankCorrelation>,
+    /// Which layers and modules bring the forgotten back, of the models that `undertext localize --into` was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub localizations: Vec<Localization>,
     /// Unlearned checkpoints in roundings that are not the nearest, beside it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repairs: Vec<Repair>,
@@ -240,6 +244,11 @@ pub struct PrivLeak {
     /// on the same resamples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95: Option<[f64; 2]>,
+    /// The ROC curve whose area is `auc`, from `[0, 0]` to `[1, 1]`: for each threshold the share of the forget texts and the
+    /// share of the holdout texts whose Min-40 % is not above it. Of a curve with more corners, some 100 of them. Empty without
+    /// `auc`, and in records of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roc: Vec<[f64; 2]>,
     /// The same against further references, where more than one was given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<Against>,

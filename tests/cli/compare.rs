@@ -1,4 +1,4 @@
-//! `undertext compare` and `undertext localize`.
+//! `undertext compare`.
 
 use serde_json::{Value, json};
 
@@ -76,32 +76,5 @@ fn compare_refuses_what_it_cannot_compare() {
         assert!(stderr(&output).contains(part), "{line}: {}", stderr(&output));
         assert_eq!(stderr(&output).lines().filter(|line| line.starts_with("error")).count(), 1, "{line}");
         assert!(stdout(&output).is_empty(), "{line}");
-    }
-}
-
-#[test]
-fn localize_has_a_row_for_every_part() {
-    let family = family();
-    let line = "localize --target $/target --unlearned $/npo --data $/data --resamples 200 --device cpu";
-    let value = json_of(&undertext(&family, &format!("{line} --by layer,block,layer --json")));
-    let variants = value["variants"].as_array().unwrap();
-    let kinds: Vec<_> = variants.iter().map(|variant| variant["kind"].as_str().unwrap()).collect();
-    let layers = variants.iter().filter(|variant| variant["kind"] == "layer").count();
-    assert_eq!(kinds[..4], ["target_full", "target", "nothing", "all"]);
-    assert_eq!(variants.len(), 4 + layers + 7 * layers, "{kinds:?}");
-    let of = |kind: &str, name: &str| {
-        let variant = variants.iter().find(|variant| variant["kind"] == kind).unwrap();
-        variant[name].as_f64().unwrap_or_else(|| panic!("{name} in {variant}"))
-    };
-    // There is but one layer: it is the whole.
-    assert_eq!((layers, of("layer", "log_prob")), (1, of("all", "log_prob")));
-    assert_eq!(of("target_full", "kl_to_target"), 0.0);
-    assert!(of("nothing", "kl_to_target") > 0.0 && of("block", "log_prob") < 0.0);
-    assert!(value["counters"]["tokens_scored"].as_u64().unwrap() > 0);
-
-    let output = undertext(&family, &format!("{line} --by module"));
-    let none = "No blocks to keep: single blocks were not looked at";
-    for part in ["log p", "unlearned quantized", " gate ", "Recovered if nothing but this", none] {
-        assert!(good(&output).contains(part), "{part} in {}", stdout(&output));
     }
 }

@@ -5,6 +5,7 @@ mod bad;
 mod codes;
 mod compare;
 mod devices;
+mod localize;
 mod quantize;
 mod shell;
 mod terminal;

@@ -86,6 +86,11 @@ impl Pair {
         Ok(Self { target, unlearned, matrices, others })
     }
 
+    /// The matrices' layers and modules.
+    pub(in crate::audit) fn places(&self) -> impl Iterator<Item = (Option<usize>, &'static str)> {
+        self.matrices.iter().map(|matrix| (matrix.layer, matrix.module))
+    }
+
     /// All weights in blocks of whole units, no more than `most` weights unless one unit is: the matrices in order, then
     /// what stays as stored.
     pub(in crate::audit) fn blocks(&self, most: usize) -> Vec<Block> {

@@ -93,6 +93,21 @@ impl Inputs {
         })
     }
 
+    /// What the run in `folder` wrote down; nothing if it has not got so far.
+    ///
+    /// # Errors
+    ///
+    /// If it is there but cannot be read.
+    pub fn of_run(folder: &Path) -> Result<Option<Self>> {
+        Self::read(&folder.join(super::INPUTS), super::INPUTS_BYTES)
+    }
+
+    /// The weights of the model of this name.
+    #[must_use]
+    pub fn weights(&self, name: &str) -> Option<&str> {
+        self.models.iter().find(|model| model.name == name).map(|model| model.weights.as_str())
+    }
+
     /// What the answers of an arm depend on.
     pub(super) fn arm(&self, audit: &Audit, place: usize) -> Key {
         let (model, precision, scheme) = audit.arm(place);

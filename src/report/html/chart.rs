@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use askama::filters::HtmlSafe;
 
-use super::svg::{Escaped, Scale, apart, path, shortened, ticks};
+use super::svg::{Escaped, Scale, apart, path, shortened, text, ticks};
 use super::table::trimmed;
 
 /// Widths and heights in the picture's own units; it scales.
@@ -213,14 +213,6 @@ impl Chart {
     pub(super) fn is_empty(&self) -> bool {
         self.lines.iter().all(|line| line.marks.iter().all(Option::is_none))
     }
-}
-
-fn text(f: &mut dyn Write, [x, y]: [f64; 2], class: &str, anchor: &str, text: &str) -> fmt::Result {
-    write!(
-        f,
-        r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#,
-        Escaped(text)
-    )
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::report::schema::{Arm, Metric, Report};
 use crate::report::table::short_metric;
 
 /// Classes of lines that stand for models or precisions.
-const LINES: [&str; 6] = ["line0", "line1", "line2", "line3", "line4", "line5"];
+pub(super) const LINES: [&str; 6] = ["line0", "line1", "line2", "line3", "line4", "line5"];
 
 /// One of an arm's means by its name.
 pub(super) fn of<'a>(arm: &'a Arm, metric: &str) -> &'a Metric {

@@ -2,10 +2,14 @@
 
 mod chart;
 mod figures;
+mod heat;
 mod judged;
+mod localized;
 mod ran;
 mod repair;
+mod roc;
 mod samples;
+mod strip;
 mod svg;
 mod table;
 
@@ -29,10 +33,11 @@ pub fn report_html(report: &Report) -> String {
             figures::divergence(report),
             judged::truths(report),
             judged::controls(report),
-            judged::survival(report),
+            survival(report),
+            localized::localized(report),
             repair::repair(report),
             figures::series(report),
-            judged::privleak(report),
+            privleak(report),
             judged::arms(report),
             samples::samples(report),
             ran::provenance(report),
@@ -67,6 +72,8 @@ struct Section {
     paragraphs: Vec<String>,
     figures: Vec<Figure>,
     tables: Vec<Table>,
+    maps: Vec<heat::Maps>,
+    curves: Vec<roc::Roc>,
     samples: Vec<samples::Group>,
     /// Small print under the tables.
     notes: Vec<String>,
@@ -99,6 +106,18 @@ impl Section {
         self.paragraphs.push(text.into());
         self
     }
+}
+
+/// What survives: in all, then where.
+fn survival(report: &Report) -> Section {
+    let section = judged::survival(report);
+    if report.survival.is_empty() { section } else { heat::survival(report, section) }
+}
+
+/// Whether likelihoods betray what was trained on: the curves, then their areas.
+fn privleak(report: &Report) -> Section {
+    let section = judged::privleak(report);
+    if report.arms.is_empty() { section } else { roc::add(report, section) }
 }
 
 fn banner(report: &Report) -> Option<String> {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::Section;
+use super::strip::Strip;
 use crate::metrics::rouge::common;
 use crate::report::samples::Sample;
 use crate::report::schema::{Arm, Report};
@@ -21,6 +22,7 @@ pub(super) struct Shown {
     pub(super) prompt: String,
     pub(super) truth: String,
     pub(super) rows: Vec<Row>,
+    pub(super) strip: Option<Strip>,
 }
 
 /// One arm's answer.
@@ -63,6 +65,13 @@ pub(super) fn samples(report: &Report) -> Section {
         "Words of an answer that are right, in the order of the true answer (as ROUGE-L counts them), are underlined. Those that a \
          quantized unlearned model has and the same model at full precision has not are marked: they came back.",
     );
+    section.paragraphs.push(if usable.iter().any(|sample| !sample.tokens.is_empty()) {
+        "Under each prompt on the forget set: log p of every token of the true answer, given those before it, in nats (0 is \
+         certain, -2.3 one in ten, -4.6 one in a hundred). The stronger a cell's colour, the better the model knows the token."
+            .to_owned()
+    } else {
+        "The record has no log p of single tokens: an older version made it.".to_owned()
+    });
     for samples in usable.chunk_by(|a, b| a.metric == b.metric) {
         let metric = short_metric(&samples[0].metric);
         let set = if samples[0].metric.ends_with("retain") { "" } else { ", forget set" };
@@ -88,7 +97,12 @@ fn shown(arms: &[Arm], sample: &Sample) -> Shown {
             pieces: pieces(&answer.text, &found[place], &before),
         }
     });
-    Shown { prompt: sample.prompt.clone(), truth: sample.truth.clone(), rows: rows.collect() }
+    Shown {
+        prompt: sample.prompt.clone(),
+        truth: sample.truth.clone(),
+        rows: rows.collect(),
+        strip: Strip::new(arms, sample),
+    }
 }
 
 /// The text in parts of one kind each; blanks between two words of a kind are of that kind.

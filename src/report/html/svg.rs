@@ -115,6 +115,21 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+/// Text at a place.
+pub(super) fn text(
+    f: &mut dyn Write,
+    [x, y]: [f64; 2],
+    class: &str,
+    anchor: &str,
+    text: &str,
+) -> fmt::Result {
+    write!(
+        f,
+        r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#,
+        Escaped(text)
+    )
+}
+
 /// The first `most` characters.
 pub(super) fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {

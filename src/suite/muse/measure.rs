@@ -42,6 +42,8 @@ pub struct Truth {
     pub exact_memorization: Measured,
     /// Share of the answer from which on all tokens are the likeliest ones, 0..=1.
     pub extraction_strength: Measured,
+    /// log p of each token, in nats.
+    pub log_probs: Vec<f32>,
 }
 
 /// The answers to one metric's prompts, in the order of the file.
@@ -186,6 +188,7 @@ impl Prepared {
                     probability: memorization::probability(log_probs),
                     exact_memorization: memorization::exact_memorization(&tokens[*from..], argmax),
                     extraction_strength: memorization::extraction_strength(&tokens[*from..], argmax),
+                    log_probs: log_probs.clone(),
                 })
             }
             (other, _) => Err(self.mismatch(task, other)),

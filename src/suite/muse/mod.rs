@@ -24,6 +24,7 @@
 //! leaves room for the answer; a scored text loses its end.
 
 mod measure;
+mod pieces;
 mod prepare;
 mod read;
 
