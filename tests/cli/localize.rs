@@ -59,6 +59,13 @@ fn a_finding_goes_into_the_report_and_stays_there() {
         report
     };
     assert_eq!(without(after.clone()), before, "nothing else has changed");
+    // A record with it is still one by the schema, which knows what it is.
+    let schema = serde_json::from_str(good(&undertext(&family, "report --schema"))).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    assert!(validator.is_valid(&after), "{:?}", validator.iter_errors(&after).next());
+    let mut spoiled = after.clone();
+    spoiled["localizations"][0]["n"] = json!(-1);
+    assert!(!validator.is_valid(&spoiled));
     let page = || std::fs::read_to_string(family.path("run/report.html")).unwrap();
     let made = page();
     assert!(made.contains("<summary>npo at int4-g128, 6 answers</summary>"));
