@@ -81,7 +81,7 @@ fn the_four_way_picture_says_by_how_much_arms_come_together() {
 fn matrices(survival: f64) -> Vec<MatrixFate> {
     let fate = |kept: f64| {
         let absorbed = (0..100).filter(|weight| f64::from(*weight) >= 100.0 * kept).count() as u64;
-        Fate { update: 1.0, kept, changed: 100, absorbed }
+        Fate { update: 1.0, kept, changed: 100, absorbed: Some(absorbed) }
     };
     let matrix = |layer, module, fate| MatrixFate { layer: Some(layer), module, fate };
     vec![

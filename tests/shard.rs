@@ -101,7 +101,7 @@ fn every_arm_and_task_is_in_one_shard() {
 }
 
 #[test]
-fn the_split_is_even_and_repeated_tasks_stay_together() {
+fn every_shard_has_work_and_repeated_tasks_stay_together() {
     let family = family();
     // Three of the ten questions are one.
     let asked: Vec<_> =
@@ -290,6 +290,32 @@ fn what_cannot_be_a_shard_is_refused() {
     let plan = std::fs::read_to_string(root.join("s/plan.toml")).unwrap();
     family.write("bad.toml", plan.replace("1/2", "3/2"));
     fails(&run(&root, "audit bad.toml --out u"), 3, &["bad.toml", "line", "K/N"]);
+}
+
+/// What was localized belongs to a whole run, and to the weights that it was localized in.
+#[test]
+fn merged_runs_keep_what_was_localized_in_their_weights() {
+    let family = family();
+    let root = family.path("");
+    good(&run(
+        &root,
+        "audit --target target --unlearned npo --data data --device cpu --limit 1 --resamples 100 --shard 1/1 --out s",
+    ));
+    let localize = "localize --unlearned npo --by layer --resamples 100 --device cpu";
+    fails(&run(&root, &format!("{localize} --into s")), 2, &["--into: s", "shard 1/1"]);
+    let localized = || {
+        let output = run(&root, "merge s --out m --json");
+        good(&output);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = report["localizations"].as_array().map_or(0, Vec::len);
+        (found, stderr(&output).contains("the weights of npo have changed"))
+    };
+    assert_eq!(localized(), (0, false));
+    good(&run(&root, &format!("{localize} --into m")));
+    assert_eq!(localized(), (1, false));
+    std::fs::copy(root.join("ga/model.safetensors"), root.join("npo/model.safetensors")).unwrap();
+    good(&run(&root, "audit --resume s"));
+    assert_eq!(localized(), (0, true));
 }
 
 #[test]

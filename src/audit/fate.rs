@@ -6,7 +6,7 @@ use super::codes::Codes;
 use crate::quant::Change;
 
 /// Sums over the weights of one or more matrices, from which shares follow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fate {
     /// `<u - t, u - t>`.
     pub update: f64,
@@ -14,8 +14,8 @@ pub struct Fate {
     pub kept: f64,
     /// Weights with `u != t`.
     pub changed: u64,
-    /// Those of them with `Q(u) == Q(t)`.
-    pub absorbed: u64,
+    /// Those of them with `Q(u) == Q(t)`; `None` of a released file, whose values may be those of another's scales.
+    pub absorbed: Option<u64>,
 }
 
 /// One matrix's.
@@ -29,6 +29,13 @@ pub struct MatrixFate {
     pub fate: Fate,
 }
 
+impl Default for Fate {
+    /// Of no weight.
+    fn default() -> Self {
+        Self { update: 0.0, kept: 0.0, changed: 0, absorbed: Some(0) }
+    }
+}
+
 impl Fate {
     /// Of all of these together.
     #[must_use]
@@ -38,7 +45,7 @@ impl Fate {
             sum.update += fate.update;
             sum.kept += fate.kept;
             sum.changed += fate.changed;
-            sum.absorbed += fate.absorbed;
+            sum.absorbed = sum.absorbed.zip(fate.absorbed).map(|(sum, absorbed)| sum + absorbed);
         }
         sum
     }
@@ -50,17 +57,18 @@ impl Fate {
         (self.update > 0.0).then_some(self.kept / self.update).filter(|share| share.is_finite())
     }
 
-    /// Share of the changed weights that are mapped back to the target's value. `None` if no weight changed.
+    /// Share of the changed weights that are mapped back to the target's value. `None` if no weight changed, or codes are not
+    /// known.
     #[must_use]
     pub fn absorbed_share(&self) -> Option<f64> {
-        (self.changed > 0).then_some(self.absorbed as f64 / self.changed as f64)
+        self.absorbed.filter(|_| self.changed > 0).map(|absorbed| absorbed as f64 / self.changed as f64)
     }
 }
 
 impl From<&Change> for Fate {
     fn from(change: &Change) -> Self {
         let Change { update, kept, changed, absorbed, .. } = *change;
-        Self { update, kept, changed, absorbed }
+        Self { update, kept, changed, absorbed: Some(absorbed) }
     }
 }
 

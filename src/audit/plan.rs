@@ -280,11 +280,11 @@ fn full_first(asked: &[Precision], notices: &mut Vec<String>) -> Vec<Precision> 
     precisions
 }
 
-/// Puts nearest rounding before every other one of its scheme (other models are run at that), and kept rounding at every
-/// dose after every 4-bit scheme's.
+/// Puts nearest rounding before all else of its scheme (other models are run at that), and kept rounding at every dose after
+/// every 4-bit scheme's, released files' too.
 fn with_doses(asked: &[Precision], doses: &[Share], notices: &mut Vec<String>) -> Result<Vec<Precision>> {
     let mut precisions = Vec::with_capacity(asked.len());
-    let four_bits = |precision: Precision| precision.quantizing().filter(|scheme| scheme.bits() == 4);
+    let four_bits = |precision: Precision| precision.plain().quantizing().filter(|scheme| scheme.bits() == 4);
     for &precision in asked {
         let plain = precision.plain();
         if !asked.contains(&plain) && !precisions.contains(&plain) {

@@ -1,16 +1,13 @@
 //! Quantized files as they are handed out, judged as what they claim to be: an unlearned model at a precision.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::codes::CodesPlan;
-use super::codes::pair::Pair;
 use super::plan::Model;
-use super::rounded::{BLOCK, Tallies, Tally};
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::quant::{Precision, Scheme, decode, encode};
+use crate::quant::{Precision, Scheme};
 
 /// A released file as the user gives it: `npo=models/npo-int4@int4-g128`. The unlearned model may be left out if there is
 /// one, the scheme if the file says it.
@@ -62,30 +59,10 @@ impl Released {
         Precision::Released(self.scheme)
     }
 
-    /// Opens it, and checks that it has the architecture of the model that it is said to be.
+    /// Opens it, and checks that it runs as the model does that it is said to be.
     pub(super) fn open(&self, model: &Checkpoint) -> Result<Arc<Checkpoint>> {
         let checkpoint = Checkpoint::open(&self.path)?;
-        let sizes = |checkpoint: &Checkpoint| {
-            let config = checkpoint.config();
-            [
-                ("the number of layers", config.layers),
-                ("the width", config.hidden_size),
-                ("the feed-forward width", config.intermediate_size),
-                ("the number of heads", config.heads),
-                ("the number of key and value heads", config.kv_heads),
-                ("the vocabulary", config.vocab_size),
-            ]
-        };
-        let mut both = sizes(&checkpoint).into_iter().zip(sizes(model));
-        if let Some(((what, found), (_, expected))) = both.find(|(ours, theirs)| ours != theirs) {
-            return Err(Error::CheckpointsDiffer {
-                path: self.path.clone(),
-                target: model.path().to_path_buf(),
-                what: what.to_owned(),
-                found: found.to_string(),
-                expected: expected.to_string(),
-            });
-        }
+        checkpoint.must_run_like(model, "that of the unlearned checkpoint it is made of")?;
         Ok(Arc::new(checkpoint))
     }
 }
@@ -129,36 +106,6 @@ pub(super) fn resolve(
 
 fn refuse(found: &str, expected: &str) -> Error {
     Error::Flag { flag: "--released", found: found.to_owned(), expected: expected.to_owned() }
-}
-
-/// Streams target, unlearned model and released file; gives what the file keeps of the update, as one precision's tallies. What
-/// is counted as moved is every weight that is not at the nearest code's value.
-pub(super) fn survival(
-    pair: &CodesPlan,
-    released: &Path,
-    scheme: Scheme,
-    watch: &mut dyn FnMut(u64, u64),
-) -> Result<Tallies> {
-    let pair = Pair::open(pair)?;
-    let released = Checkpoint::open(released)?;
-    let blocks: Vec<_> = pair.blocks(BLOCK).into_iter().filter(|block| block.matrix.is_some()).collect();
-    let total = blocks.iter().map(|block| block.weights()).sum();
-    let places: Vec<_> = pair.places().collect();
-    let (mut tallies, mut done) = (vec![Tally::default(); places.len()], 0);
-    for block in &blocks {
-        let Some(tally) = block.matrix.map(|matrix| &mut tallies[matrix]) else { continue };
-        let [rows, cols] = block.shape();
-        let [old, new] = pair.read(block)?.each_ref().map(Tensor::to_f32);
-        let to = block.read(&released)?.to_f32();
-        let [from, nearest] = [&old, &new].map(|weights| decode(&encode(scheme, weights, rows, cols)));
-        tally.weights += new.len() as u64;
-        tally.moved += to.iter().zip(&nearest).filter(|(to, nearest)| to != nearest).count() as u64;
-        tally.add(&old, &new, &from, &to);
-        done += block.weights();
-        watch(done, total);
-    }
-    let bytes = pair.disk_bytes() + released.tensors().bytes_read();
-    Ok(Tallies { places, tallies: vec![tallies], bytes })
 }
 
 #[cfg(test)]

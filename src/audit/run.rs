@@ -91,7 +91,7 @@ pub struct Audit {
     released: Vec<(Arc<Checkpoint>, Scheme)>,
     tokenizer: Tokenizer,
     questions: Prepared,
-    /// The truths of [`MEANS`] in pieces.
+    /// The truths of [`MEANS`] in pieces, of the forget sets; none if no sample is shown.
     tokens: [Vec<Vec<String>>; 3],
     stop: Option<Arc<AtomicBool>>,
 }
@@ -119,9 +119,10 @@ impl Audit {
             let stored = stored_scheme(&checkpoint)?;
             Ok((checkpoint, stored))
         });
-        let released = released.collect::<Result<_>>()?;
+        let released: Vec<_> = released.collect::<Result<_>>()?;
 
-        let context = checkpoints.iter().map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
+        let all = checkpoints.iter().chain(released.iter().map(|(checkpoint, _)| checkpoint));
+        let context = all.map(|checkpoint| checkpoint.config().context).min().unwrap_or(0);
         let stop = checkpoints.first().map_or(&[][..], |target| &target.config().eos);
         let mut first: Option<(Tokenizer, Prepared)> = None;
         for (model, checkpoint) in plan.models.iter().zip(&checkpoints) {
@@ -145,7 +146,9 @@ impl Audit {
             expected: "a checkpoint directory".to_owned(),
         })?;
         let mut tokens = [const { Vec::new() }; 3];
-        for (pieces, metric) in tokens.iter_mut().zip(MEANS) {
+        // Shown of what was to be forgotten alone.
+        let shown = [muse::Metric::VerbmemForget, muse::Metric::KnowmemForget];
+        for (pieces, metric) in tokens.iter_mut().zip(shown).filter(|_| !plan.no_samples) {
             *pieces = questions.truth_tokens(&tokenizer, metric)?;
         }
         let audit = Self { plan, checkpoints, stored, released, tokenizer, questions, tokens, stop: None };

@@ -5,9 +5,9 @@ use super::divergence::{AnswerSet, FourWay};
 use super::fate::{Fate, MatrixFate, fates};
 use super::findings::Findings;
 use super::plan::Plan;
-use super::released;
-use super::rounded::{Tallies, tally};
+use super::rounded::{Tallies, Values, tally};
 use super::statistics::Statistics;
+use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::metrics::Measured;
 use crate::metrics::correlation::spearman;
@@ -22,7 +22,8 @@ pub struct Survival {
     pub precision: Precision,
     /// `<Q(u) - Q(t), u - t> / <u - t, u - t>` over all quantized weights: 1 all of the update, 0 nothing.
     pub value: Measured,
-    /// Codes that are not the nearest, of how many; `None` in nearest rounding and where the pair cannot be compared.
+    /// Codes that are not the nearest, of how many; `None` in nearest rounding, of a released file, and where the pair cannot
+    /// be compared.
     pub moved: Option<(u64, u64)>,
     /// Of what `value` is made: every quantized matrix in the order of use. Empty where the pair cannot be compared.
     pub matrices: Vec<MatrixFate>,
@@ -52,7 +53,7 @@ impl Survival {
         index: usize,
     ) -> Self {
         let matrices = tallies.map(|tallies| tallies.fates(index));
-        Self::new(unlearned, precision, matrices, tallies.ok().map(|tallies| tallies.moved(index)))
+        Self::new(unlearned, precision, matrices, tallies.ok().and_then(|tallies| tallies.moved(index)))
     }
 }
 
@@ -70,12 +71,11 @@ pub fn measure_survival(
         Precision::Full | Precision::Quantized(..) | Precision::Released(_) => None,
     });
     let schemes: Vec<_> = schemes.collect();
-    let rounded = plan.precisions.iter().copied();
-    let rounded: Vec<_> = rounded.filter(|precision| precision.rounding() != Rounding::Nearest).collect();
     let (mut all, mut bytes) = (Vec::new(), 0);
     if schemes.is_empty() {
         return (all, bytes);
     }
+    let released: Vec<_> = plan.released.iter().map(|file| Checkpoint::open(&file.path)).collect();
     for &unlearned in unlearned {
         let model = &plan.models[unlearned];
         let codes = CodesPlan {
@@ -84,7 +84,11 @@ pub fn measure_survival(
             schemes: schemes.clone(),
             quantize_head: plan.quantize_head,
         };
-        let passes = if rounded.is_empty() { 1 } else { 2 };
+        let (ways, broken) = ways(plan, unlearned, &released);
+        for (precision, error) in broken {
+            all.push(Survival::new(unlearned, precision, Err(error), None));
+        }
+        let passes = if ways.is_empty() { 1 } else { 2 };
         let mut weights = 0;
         let asked = codes.clone();
         let codes = compare_codes(codes, &mut |done, total| {
@@ -96,26 +100,48 @@ pub fn measure_survival(
             let matrices = codes.as_ref().map(|codes| fates(codes, index));
             all.push(Survival::new(unlearned, Precision::nearest(scheme), matrices, None));
         }
-        let files = plan.released.iter().filter(|file| file.model == unlearned);
-        for file in files {
-            let tallies = released::survival(&asked, &file.path, file.scheme, &mut |done, total| {
-                watch(&format!("{} {}", model.name, file.precision()), done, total);
-            });
-            bytes += tallies.as_ref().map_or(0, |tallies| tallies.bytes);
-            all.push(Survival::tallied(unlearned, file.precision(), tallies.as_ref(), 0));
-        }
-        if rounded.is_empty() {
+        if ways.is_empty() {
             continue;
         }
-        let tallies = tally(&asked, &rounded, &mut |done, _| {
+        let (precisions, ways): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
+        let tallies = tally(&asked, &ways, &mut |done, _| {
             watch(&model.name, (weights + done).min(2 * weights), 2 * weights);
         });
         bytes += tallies.as_ref().map_or(0, |tallies| tallies.bytes);
-        for (index, &precision) in rounded.iter().enumerate() {
+        for (index, &precision) in precisions.iter().enumerate() {
             all.push(Survival::tallied(unlearned, precision, tallies.as_ref(), index));
         }
     }
     (all, bytes)
+}
+
+/// An unlearned model's precisions with where their values come from.
+type Ways<'a> = Vec<(Precision, Values<'a>)>;
+
+/// How an unlearned model is quantized other than to nearest codes, in the order of the plan; and released files that cannot be
+/// opened.
+fn ways<'a>(
+    plan: &Plan,
+    unlearned: usize,
+    released: &'a [Result<Checkpoint, Error>],
+) -> (Ways<'a>, Vec<(Precision, &'a Error)>) {
+    let (mut ways, mut broken) = (Vec::new(), Vec::new());
+    for &precision in &plan.precisions {
+        match precision {
+            Precision::Full | Precision::Quantized(_, Rounding::Nearest) => {}
+            Precision::Quantized(scheme, rounding) => {
+                ways.push((precision, Values::Rounded(scheme, rounding)));
+            }
+            Precision::Released(scheme) => match plan.released_as(unlearned, precision) {
+                None => {}
+                Some(file) => match &released[file] {
+                    Ok(file) => ways.push((precision, Values::Released(scheme, file))),
+                    Err(error) => broken.push((precision, error)),
+                },
+            },
+        }
+    }
+    (ways, broken)
 }
 
 fn no_update() -> Measured {

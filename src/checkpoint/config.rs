@@ -70,9 +70,48 @@ impl Config {
     /// Whether a forward pass of the other model is this one's but for the weights.
     #[must_use]
     pub fn runs_like(&self, other: &Self) -> bool {
-        let numbers =
-            |config: &Self| Self { context: 0, eos: Vec::new(), attention_bias: false, ..config.clone() };
-        numbers(self) == numbers(other)
+        self.difference(other).is_none()
+    }
+
+    /// The first number on which a forward pass depends that the other model has not: its key in config.json, and its value
+    /// here and there.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        let numbers = |config: &Self| {
+            let Self {
+                hidden_size,
+                intermediate_size,
+                layers,
+                heads,
+                kv_heads,
+                head_dim,
+                vocab_size,
+                rms_norm_eps,
+                rope_theta,
+                rope_scaling,
+                tied,
+                // These do not show in a pass.
+                context: _,
+                attention_bias: _,
+                eos: _,
+            } = config;
+            [
+                ("num_hidden_layers", layers.to_string()),
+                ("hidden_size", hidden_size.to_string()),
+                ("intermediate_size", intermediate_size.to_string()),
+                ("num_attention_heads", heads.to_string()),
+                ("num_key_value_heads", kv_heads.to_string()),
+                ("head_dim", head_dim.to_string()),
+                ("vocab_size", vocab_size.to_string()),
+                ("rms_norm_eps", rms_norm_eps.to_string()),
+                ("rope_theta", rope_theta.to_string()),
+                ("rope_scaling", format!("{rope_scaling:?}")),
+                ("tie_word_embeddings", tied.to_string()),
+            ]
+        };
+        let mut both = numbers(self).into_iter().zip(numbers(other));
+        let ((key, here), (_, there)) = both.find(|(ours, theirs)| ours != theirs)?;
+        Some((key, here, there))
     }
 
     /// Reads the two config files of a checkpoint directory.

@@ -51,15 +51,13 @@ impl Checkpoint {
     ///
     /// [`Error::CheckpointsDiffer`].
     pub(crate) fn must_run_like(&self, other: &Self, why: &str) -> Result<()> {
-        if self.config.runs_like(&other.config) {
-            return Ok(());
-        }
+        let Some((key, found, expected)) = self.config.difference(&other.config) else { return Ok(()) };
         Err(Error::CheckpointsDiffer {
             path: self.path.clone(),
             target: other.path.clone(),
-            what: "the architecture in config.json".to_owned(),
-            found: "another".to_owned(),
-            expected: why.to_owned(),
+            what: format!("{key} in config.json"),
+            found,
+            expected: format!("{expected}, {why}"),
         })
     }
 

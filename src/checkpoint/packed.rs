@@ -131,14 +131,14 @@ impl PackedMatrix {
         &shards[self.codes.0]
     }
 
-    /// The scheme of its codes, where it is one of ours.
-    pub(super) fn scheme(&self) -> Option<Scheme> {
+    /// Whether its codes may be of this scheme. A group as long as the rows may be either, a group's or a row's.
+    pub(super) fn is_in(&self, scheme: Scheme) -> bool {
         let whole_row = self.group == self.shape[1];
-        match (self.per_word, u32::try_from(self.group)) {
-            (4, _) => whole_row.then_some(Scheme::Int8),
-            (_, _) if whole_row => Some(Scheme::Int4Row),
-            (_, Ok(group)) => Scheme::ALL.into_iter().find(|scheme| *scheme == Scheme::Int4 { group }),
-            (_, Err(_)) => None,
+        match scheme {
+            Scheme::Int8 => self.per_word == 4 && whole_row,
+            Scheme::Int4 { group } => self.per_word == 8 && self.group == group as usize,
+            Scheme::Int4Row => self.per_word == 8 && whole_row,
+            _ => false,
         }
     }
 

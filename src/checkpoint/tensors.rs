@@ -141,9 +141,11 @@ impl Tensors {
     /// The scheme of all packed matrices; `None` if there is none, or they are not of one scheme.
     #[must_use]
     pub fn packed_scheme(&self) -> Option<Scheme> {
-        let mut schemes = self.packed.values().map(PackedMatrix::scheme);
-        let first = schemes.next()??;
-        schemes.all(|scheme| scheme == Some(first)).then_some(first)
+        // In [`Scheme::ALL`] groups come before whole rows.
+        let mut fitting = Scheme::ALL.into_iter().filter(|scheme| {
+            !self.packed.is_empty() && self.packed.values().all(|matrix| matrix.is_in(*scheme))
+        });
+        fitting.next()
     }
 
     /// A tensor's dtype and shape, from its file's header. A packed matrix is F32.

@@ -102,11 +102,11 @@ impl<'a> Arms<'a> {
         all.retain(|plan| plan.arms.end <= arms.start);
         let groups = plans.iter().map(|plan| plan.arms.clone()).collect();
         for plan in &plans {
-            let verdict = verdict(plan, &self.names[plan.arms.clone()].join(", "), budget);
+            let verdict = || verdict(plan, &self.names[plan.arms.clone()].join(", "), budget);
             if !self.memory.explain {
-                log::debug!(peak_bytes = plan.peak, budget_bytes = budget.bytes; "{verdict}");
+                log::debug!(peak_bytes = plan.peak, budget_bytes = budget.bytes; "{}", verdict());
             } else {
-                say(&verdict);
+                say(&verdict());
                 say(&memory_text(&schema::Memory::new(plan, &self.names[plan.arms.clone()], budget)));
             }
         }

@@ -224,11 +224,15 @@ pub(super) fn lock(path: &Path) -> Result<File> {
     match lock.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: path.to_path_buf() }),
         Err(TryLockError::Error(error)) => {
-            notice(&format!("{} cannot be locked ({error}); do not start another run there", path.display()));
+            notice(&cannot_be_locked(path, &error));
         }
         Ok(()) => {}
     }
     Ok(lock)
+}
+
+fn cannot_be_locked(path: &Path, error: &std::io::Error) -> String {
+    format!("{} cannot be locked ({error}); do not start another run there", path.display())
 }
 
 /// What was localized into an earlier report. One that cannot be read has nothing that could be kept.
@@ -243,6 +247,11 @@ fn localizations(path: &Path) -> Vec<Localization> {
     })
 }
 
+/// Whether two paths lead to one directory.
+pub(super) fn same(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 /// Keeps runs from beginning in a folder as long as the file lives; none if there is no lock to hold.
 ///
 /// # Errors
@@ -250,10 +259,21 @@ fn localizations(path: &Path) -> Vec<Localization> {
 /// [`Error::Locked`] if one is under way.
 pub(super) fn hold(path: &Path) -> Result<Option<File>> {
     // Only opened to be read: others' folders may be read-only.
-    let Ok(lock) = File::open(path.join(LOCK)) else { return Ok(None) };
+    let lock = match File::open(path.join(LOCK)) {
+        Ok(lock) => lock,
+        Err(error) => {
+            if error.kind() != ErrorKind::NotFound {
+                notice(&cannot_be_locked(path, &error));
+            }
+            return Ok(None);
+        }
+    };
     match lock.try_lock_shared() {
         Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_path_buf() }),
-        Err(TryLockError::Error(_)) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            notice(&cannot_be_locked(path, &error));
+            Ok(None)
+        }
         Ok(()) => Ok(Some(lock)),
     }
 }

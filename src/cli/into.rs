@@ -1,13 +1,15 @@
 //! `undertext localize --into`: a finding goes into the report of the run that it belongs to.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::demo::Family;
-use super::folder::{PLAN, REPORT, lock, save};
+use super::folder::{PLAN, REPORT, lock, same, save};
 use super::output::notice;
 use super::plan_file::PlanFile;
 use super::report::read;
+use super::session::read_again;
 use crate::audit::{Inputs, LocalizePlan, Model, Plan, Role};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -34,6 +36,15 @@ impl RunReport {
     /// If it is none, or in use.
     pub(super) fn open(folder: PathBuf) -> Result<Self> {
         let file = PlanFile::read(&folder.join(PLAN))?;
+        if let Some(shard) = file.shard {
+            return Err(Error::Flag {
+                flag: "--into",
+                found: folder.display().to_string(),
+                expected: format!(
+                    "the folder of a whole run; this is shard {shard}, whose record has no figures"
+                ),
+            });
+        }
         let lock = lock(&folder)?;
         let report = read(&folder.join(REPORT))?;
         let inputs = Inputs::of_run(&folder)?.ok_or_else(|| Error::Missing {
@@ -43,8 +54,10 @@ impl RunReport {
         })?;
         let family = file.demo.then(Family::unpack).transpose()?;
         let request = file.request()?;
-        let request =
-            family.as_ref().map_or_else(|| request.clone(), |family| family.request(request.clone()));
+        let request = match &family {
+            Some(family) => family.request(request),
+            None => request,
+        };
         Ok(Self { plan: Plan::new(request)?, folder, report, inputs, _family: family, _lock: lock })
     }
 
@@ -98,37 +111,44 @@ impl RunReport {
         }
     }
 
-    /// Fails if a checkpoint has other weights than when the run asked it.
-    pub(super) fn check(&self, plan: &LocalizePlan) -> Result<()> {
+    /// The hashes of the weights that are localized in, by model. Fails if a checkpoint has others than when the run asked it.
+    pub(super) fn check(&self, plan: &LocalizePlan) -> Result<BTreeMap<String, String>> {
+        let mut weights = BTreeMap::new();
         for path in [&plan.target, &plan.unlearned] {
-            let Some(model) = self.model(path) else { continue };
-            let now = Checkpoint::open(path)?.tensors().content_hash(&mut |_, _| Ok(()))?;
+            let Some(model) = self.model(path) else { unreachable!("{} is of the run", path.display()) };
+            let checkpoint = Checkpoint::open(path)?;
+            let now = read_again(|watch| {
+                checkpoint.tensors().content_hash(&mut |done, total| watch(&model.name, done, total))
+            })?;
             if self.inputs.weights(&model.name) != Some(now.as_str()) {
-                return Err(Error::Flag {
-                    flag: "--into",
-                    found: self.folder.display().to_string(),
+                return Err(Error::Malformed {
+                    path: path.clone(),
+                    what: format!("the weights of {}", model.name),
+                    found: "others".to_owned(),
                     expected: format!(
-                        "the weights of {} are not those that the run was made with; `undertext audit --resume` first",
-                        model.name
+                        "those that {} was made with; `undertext audit --resume` first",
+                        self.folder.display()
                     ),
                 });
             }
+            weights.insert(model.name.clone(), now);
         }
-        Ok(())
+        Ok(weights)
     }
 
     fn model(&self, path: &Path) -> Option<&Model> {
         self.plan.models.iter().find(|model| model.path == path && model.role != Role::Retrain)
     }
 
-    /// Puts the finding in the place of an earlier one on the same model and precision, and makes the page anew.
-    pub(super) fn add(mut self, plan: &LocalizePlan, record: &mut Localization) -> Result<()> {
+    /// Puts the finding, with what [`check`](Self::check) gave, in the place of an earlier one on the same model and precision, and makes the page anew.
+    pub(super) fn add(
+        mut self,
+        plan: &LocalizePlan,
+        weights: BTreeMap<String, String>,
+        record: &mut Localization,
+    ) -> Result<()> {
         let model = self.model(&plan.unlearned).map(|model| model.name.clone());
-        for path in [&plan.target, &plan.unlearned] {
-            let Some(model) = self.model(path) else { continue };
-            let weights = self.inputs.weights(&model.name).unwrap_or_default().to_owned();
-            record.weights.insert(model.name.clone(), weights);
-        }
+        record.weights = weights;
         // As the report names them, which for the built-in family is not where they are.
         for (path, own) in [(&plan.target, &mut record.target), (&plan.unlearned, &mut record.unlearned)] {
             let name = self.model(path).map(|model| model.name.as_str());
@@ -148,9 +168,4 @@ impl RunReport {
         notice(&format!("added to {}", self.folder.join(REPORT).display()));
         Ok(())
     }
-}
-
-/// Whether two paths lead to one directory.
-fn same(a: &Path, b: &Path) -> bool {
-    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

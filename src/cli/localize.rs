@@ -105,7 +105,7 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
             ..Criteria::default()
         },
     })?;
-    into.as_ref().map_or(Ok(()), |into| into.check(localize.plan()))?;
+    let into = into.map(|into| into.check(localize.plan()).map(|weights| (into, weights))).transpose()?;
     let device = args.run.open_device()?;
     let mut open = Opening {
         device: &device,
@@ -123,7 +123,7 @@ pub(super) fn run(args: LocalizeArgs) -> Result<()> {
         let (seconds, _) = device.seconds();
         say(&counters_text(&record.counters, &seconds));
     }
-    into.map_or(Ok(()), |into| into.add(localize.plan(), &mut record))?;
+    into.map_or(Ok(()), |(into, weights)| into.add(localize.plan(), weights, &mut record))?;
     output.emit(&record, |style| localize_text(&record, style))
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::folder::{Folder, Out, PLAN, REPORT, hold};
+use super::folder::{Folder, Out, PLAN, REPORT, hold, same};
 use super::judge::check;
 use super::output::{JsonArgs, Output, notice, write};
 use super::plan_file::PlanFile;
@@ -53,8 +53,7 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
     let output = Output::new(args.json.clone());
     output.differs_from(args.html.as_deref())?;
     let pieces = open(&args.folders)?;
-    let same = |folder: &Path| folder.canonicalize().ok() == args.out.canonicalize().ok() && folder.exists();
-    if pieces.iter().any(|piece| same(&piece.folder)) {
+    if pieces.iter().any(|piece| same(&piece.folder, &args.out)) {
         let expected = "another folder than a shard's".to_owned();
         return Err(Error::Flag { flag: "--out", found: args.out.display().to_string(), expected });
     }
@@ -148,6 +147,7 @@ impl Whole<'_> {
             unreachable!("there is a shard")
         };
         let mut store = Store::open(folder.path(), &audit, &inputs)?;
+        folder.check_localizations()?;
         stores.iter_mut().try_for_each(|other| store.join(other))?;
 
         let mut arms = Stored { compared: self.file.compares() };

@@ -22,10 +22,21 @@ pub(super) fn tokens() -> u64 {
 
 /// What the arms that run do at the moment.
 pub(super) fn stage() -> &'static str {
-    match STAGE.load(Ordering::Relaxed) {
+    name(STAGE.load(Ordering::Relaxed))
+}
+
+fn name(stage: u8) -> &'static str {
+    match stage {
         SCORING => "scoring",
         GENERATING => "generating",
         _ => "loading",
+    }
+}
+
+fn stage_of(work: Work) -> u8 {
+    match work {
+        Work::Score => SCORING,
+        Work::Generate => GENERATING,
     }
 }
 
@@ -64,7 +75,7 @@ impl<L: Lockstep> Metered<L> {
         run: impl FnOnce(&mut L) -> Result<T>,
         rows: impl FnOnce(&T) -> usize,
     ) -> Result<T> {
-        STAGE.store(if work == Work::Score { SCORING } else { GENERATING }, Ordering::Relaxed);
+        STAGE.store(stage_of(work), Ordering::Relaxed);
         let (start, loaded) = (Instant::now(), self.arms.counters().seconds.load);
         let given = run(&mut self.arms)?;
         let (seconds, load_seconds) =
@@ -92,7 +103,7 @@ impl<L: Lockstep> Metered<L> {
     /// Says what the passes so far came to.
     fn sum_up(&mut self) {
         let Some(Run { work, passes, tokens, seconds, load_seconds }) = self.run.take() else { return };
-        let stage = if work == Work::Score { "scoring" } else { "generating" };
+        let stage = name(stage_of(work));
         let tokens_per_second = tokens as f64 / seconds.max(1e-9);
         log::debug!(
             stage, passes, tokens, seconds, load_seconds, tokens_per_second, arms = self.arms.arms();

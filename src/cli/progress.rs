@@ -109,10 +109,10 @@ impl State {
         [done].into_iter().chain(self.outlook()).collect::<Vec<_>>().join(", ")
     }
 
-    fn fields(&self) -> Map<String, serde_json::Value> {
+    fn fields(&self, stage: &str) -> Map<String, serde_json::Value> {
         let fields = [
             ("part", json!(self.part)),
-            ("stage", json!(self.stage())),
+            ("stage", json!(stage)),
             ("done", json!(self.position())),
             ("total", json!(self.all)),
             ("unit", json!(self.unit)),
@@ -127,7 +127,7 @@ impl State {
     fn speak(&mut self, silence: Duration) {
         if self.running && self.said.elapsed() >= silence {
             self.said = Instant::now();
-            mention(Level::Info, &self.line(), &self.fields());
+            mention(Level::Info, &self.line(), &self.fields(self.stage()));
         }
     }
 }
@@ -200,13 +200,14 @@ impl Progress {
     /// The part is done.
     pub(super) fn part_done(&mut self) {
         let state = self.end_part();
-        let fields = State { stage: Some("done"), ..state.clone() }.fields();
-        let fields =
-            Map::from_iter(fields.into_iter().chain([("tokens_per_second".to_owned(), json!(state.pace()))]));
         let (pace, seconds) = (state.pace(), state.begun.elapsed().as_secs_f64());
         let pace = pace.map_or_else(String::new, |pace| format!(", {pace:.0} tokens/s"));
         let line = format!("{}: {seconds:.1} s{pace}", state.part);
-        if self.bar.is_none() { mention(Level::Info, &line, &fields) } else { run_log::keep(&line) }
+        if self.bar.is_none() {
+            mention(Level::Info, &line, &state.fields("done"));
+        } else {
+            run_log::keep(&line);
+        }
     }
 
     /// Nothing more is said of the part; how far it came.
@@ -279,8 +280,8 @@ fn ticker(state: &Arc<Mutex<State>>, silence: Duration) -> Option<(Sender<()>, J
 pub(super) struct Amount {
     unit: &'static str,
     stage: &'static str,
-    /// Of the power of 2 that one step stands for.
-    step_bits: u32,
+    /// How many one step stands for.
+    step: u64,
     progress: Option<Progress>,
     current: String,
 }
@@ -288,22 +289,22 @@ pub(super) struct Amount {
 impl Amount {
     /// Weights, by the million; `stage` is what is done with them.
     pub(super) fn weights(stage: &'static str) -> Self {
-        Self::new("million weights", stage, 20)
+        Self::new("million weights", stage, 1_000_000)
     }
 
     /// Bytes, by the MiB.
     pub(super) fn bytes() -> Self {
-        Self::new("MiB", "reading", 20)
+        Self::new("MiB", "reading", 1 << 20)
     }
 
-    fn new(unit: &'static str, stage: &'static str, step_bits: u32) -> Self {
-        Self { unit, stage, step_bits, progress: None, current: String::new() }
+    fn new(unit: &'static str, stage: &'static str, step: u64) -> Self {
+        Self { unit, stage, step, progress: None, current: String::new() }
     }
 
     /// Of the part of this name, `done` of `total` are done.
     pub(super) fn show(&mut self, name: &str, done: u64, total: u64) {
         let [done, total] =
-            [done, total].map(|count| usize::try_from(count >> self.step_bits).unwrap_or(usize::MAX));
+            [done, total].map(|count| usize::try_from(count / self.step).unwrap_or(usize::MAX));
         if self.current != name {
             self.part_done();
             name.clone_into(&mut self.current);
@@ -356,7 +357,7 @@ mod tests {
         let line = state().line();
         // 20 in 100 s, 60 are left.
         assert_eq!(line, "[1-6/6] a to b, reading: 35 of 95 answers, 5 min 00 s left");
-        let fields = state().fields();
+        let fields = state().fields("reading");
         assert_eq!(
             (&fields["done"], &fields["total"], &fields["eta_seconds"]),
             (&json!(35), &json!(95), &json!(300))
@@ -368,7 +369,7 @@ mod tests {
     fn nothing_is_foretold_from_nothing() {
         let none = State { done: 5, ..state() };
         assert_eq!(none.line(), "[1-6/6] a to b, reading: 15 of 95 answers");
-        assert_eq!(none.fields()["eta_seconds"], json!(null));
+        assert_eq!(none.fields("reading")["eta_seconds"], json!(null));
         let little = State { done: 6, all: 95_000, ..state() };
         assert_eq!(little.line(), "[1-6/6] a to b, reading: 16 of 95000 answers");
     }

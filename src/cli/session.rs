@@ -248,15 +248,23 @@ fn name(plan: &Plan) -> String {
 /// Opens the store of a folder and says what is there.
 fn open_store(folder: &Folder, audit: &Audit, device: &Device, kv: &str) -> Result<Store> {
     device.keep_choices(&folder.file(KERNELS));
+    let inputs = read_again(|watch| Inputs::of(audit, &device.identity(), kv, watch))?;
+    let store = Store::open(folder.path(), audit, &inputs)?;
+    store.notices().iter().for_each(|text| notice(text));
+    Ok(store)
+}
+
+/// Reads checkpoints whole, to know them again, showing how far it is; Ctrl-C ends it.
+pub(super) fn read_again<T>(
+    read: impl FnOnce(&mut dyn FnMut(&str, u64, u64) -> Result<()>) -> Result<T>,
+) -> Result<T> {
     let mut progress = Amount::bytes();
-    let inputs = Inputs::of(audit, &device.identity(), kv, &mut |name, done, total| {
+    let found = read(&mut |name, done, total| {
         progress.show(&format!("reading {name}, to know it again"), done, total);
         interrupt::check()
     });
     progress.finish();
-    let store = Store::open(folder.path(), audit, &inputs?)?;
-    store.notices().iter().for_each(|text| notice(text));
-    Ok(store)
+    found
 }
 
 /// Compares the weights of these unlearned checkpoints with the target's, showing how far it is.

@@ -99,13 +99,13 @@ struct Kept {
 }
 
 impl Kept {
-    /// The matrices again; those of a module that this version does not know are left out.
-    fn fates(&self) -> Vec<MatrixFate> {
+    /// The matrices again; `None` if one is of no module.
+    fn fates(&self) -> Option<Vec<MatrixFate>> {
         let known = |name: &str| modules().into_iter().chain([HEAD]).find(|module| *module == name);
         let fate = |(layer, module, fate): &(Option<usize>, String, Fate)| {
             Some(MatrixFate { layer: *layer, module: known(module)?, fate: *fate })
         };
-        self.matrices.iter().filter_map(fate).collect()
+        self.matrices.iter().map(fate).collect()
     }
 }
 
@@ -153,14 +153,14 @@ pub(super) fn survival(
         return Ok(None);
     }
     let text = read_text(&path, "what a shard found out about updates", "", SURVIVAL_BYTES)?;
-    let broken = |error: serde_json::Error| Error::Malformed {
+    let broken = |found: String| Error::Malformed {
         path: path.clone(),
         what: "survival".to_owned(),
-        found: error.to_string(),
+        found,
         expected: "what a shard wrote (without the file, `undertext audit --resume` writes it again)"
             .to_owned(),
     };
-    let kept: Vec<Kept> = serde_json::from_str(&text).map_err(broken)?;
+    let kept: Vec<Kept> = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
     let quantized = plan.precisions.iter().filter(|precision| **precision != Precision::Full).count();
     let mut all = Vec::new();
     for unlearned in shard.updates(plan) {
@@ -169,9 +169,14 @@ pub(super) fn survival(
         let before = all.len();
         for kept in own {
             let Kept { precision, value, reason, moved, .. } = kept;
-            let missing = || Measured::Missing(reason.clone().unwrap_or_default());
-            let (precision, value) = (precision.parse()?, value.map_or_else(missing, Measured::Value));
-            let matrices = kept.fates();
+            let value = match (value, reason) {
+                (Some(value), _) => Measured::Value(*value),
+                (None, Some(reason)) => Measured::Missing(reason.clone()),
+                (None, None) => return Err(broken("neither a value nor a reason".to_owned())),
+            };
+            let named = plan.precisions.iter().copied().find(|known| known.to_string() == *precision);
+            let precision = named.ok_or_else(|| broken(format!("precision {precision}")))?;
+            let matrices = kept.fates().ok_or_else(|| broken("an unknown module".to_owned()))?;
             all.push(Survival { unlearned, precision, value, moved: *moved, matrices });
         }
         if all.len() - before != quantized {

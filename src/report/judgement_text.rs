@@ -95,6 +95,10 @@ fn recovery(report: &Report, unlearned: &str, style: Style) -> String {
     ];
     let mut table = Grid::new(style, &header.map(str::to_owned), 2);
     for recovery in report.recovery.iter().filter(|recovery| recovery.unlearned == unlearned) {
+        let mut verdicts = report.verdicts.iter();
+        let verdict = verdicts.find(|verdict| {
+            (&verdict.unlearned, &verdict.precision) == (&recovery.unlearned, &recovery.precision)
+        });
         let Recovery { precision, metric, p_recovered_holm, p_held_holm, survival, .. } = recovery;
         let ratios = [
             (recovery.of_gap_to_target, recovery.of_gap_to_target_ci95),
@@ -106,15 +110,18 @@ fn recovery(report: &Report, unlearned: &str, style: Style) -> String {
         row.extend([p_recovered_holm, p_held_holm].map(|p| p_value(*p)));
         row.push(survival.map_or_else(dash, |survival| format!("{:.2}", rounded(survival, 100.0))));
         table.add(&row);
-        table.mark(3, amounts_to(recovery.of_gap_to_target_same_precision_ci95, report));
+        let ci95 = recovery.of_gap_to_target_same_precision_ci95;
+        table.mark(3, amounts_to(ci95, verdict.map(|verdict| verdict.verdict.as_str()), report));
     }
     table.text()
 }
 
-/// What an interval of the share that verdicts look at amounts to.
-fn amounts_to(ci95: Option<[f64; 2]>, report: &Report) -> Meaning {
+/// What an interval of the share that verdicts look at amounts to; never more than the verdict itself, which takes tests too.
+fn amounts_to(ci95: Option<[f64; 2]>, verdict: Option<&str>, report: &Report) -> Meaning {
     let judged = &report.statistics;
     match ci95 {
+        Some(_) if verdict == Some("void") => Meaning::Faint,
+        Some(_) if verdict == Some("inconclusive") => Meaning::Unsure,
         Some([low, _]) if low > judged.resurrected_above => Meaning::Bad,
         Some([_, high]) if high < judged.held_below => Meaning::Good,
         Some(_) => Meaning::Unsure,

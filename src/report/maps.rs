@@ -11,30 +11,30 @@ use crate::audit::{self, Fate, HEAD, MatrixFate};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SurvivalMap {
     /// All quantized matrices.
-    pub total: Kept,
+    pub total: Remains,
     /// By the module's name, over all layers.
-    pub modules: BTreeMap<String, Kept>,
+    pub modules: BTreeMap<String, Remains>,
     /// Each layer.
-    pub layers: Vec<LayerKept>,
+    pub layers: Vec<LayerRemains>,
     /// The output head, if it is quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head: Option<Kept>,
+    pub head: Option<Remains>,
 }
 
 /// One layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct LayerKept {
+pub struct LayerRemains {
     /// Its number, from 0.
     pub layer: usize,
     /// All its matrices.
-    pub total: Kept,
+    pub total: Remains,
     /// Each of its matrices, by the module's name.
-    pub modules: BTreeMap<String, Kept>,
+    pub modules: BTreeMap<String, Remains>,
 }
 
 /// What is kept of one or more matrices' update; `null` where no weight of them changed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Kept {
+pub struct Remains {
     /// `<Q(u) - Q(t), u - t> / <u - t, u - t>`.
     pub survival: Option<f64>,
     /// Share of the changed weights with `Q(u) == Q(t)`: unlearning changed them, quantization gives them the target's value
@@ -42,7 +42,7 @@ pub struct Kept {
     pub absorbed: Option<f64>,
 }
 
-impl From<Fate> for Kept {
+impl From<Fate> for Remains {
     fn from(fate: Fate) -> Self {
         Self { survival: fate.survival(), absorbed: fate.absorbed_share() }
     }
@@ -52,7 +52,7 @@ impl SurvivalMap {
     /// Of a pair that could be compared.
     pub(super) fn new(survival: &audit::Survival) -> Option<Self> {
         let matrices = &survival.matrices;
-        let sum = |wanted: &dyn Fn(&MatrixFate) -> bool| -> Kept {
+        let sum = |wanted: &dyn Fn(&MatrixFate) -> bool| -> Remains {
             Fate::sum(matrices.iter().filter(|matrix| wanted(matrix))).into()
         };
         let modules = |layer: Option<usize>| {
@@ -67,7 +67,7 @@ impl SurvivalMap {
             modules.map(of).collect()
         };
         let last = matrices.iter().filter_map(|matrix| matrix.layer).max()?;
-        let layer = |layer: usize| LayerKept {
+        let layer = |layer: usize| LayerRemains {
             layer,
             total: sum(&|matrix| matrix.layer == Some(layer)),
             modules: modules(Some(layer)),

@@ -90,7 +90,7 @@ fn a_finding_goes_into_the_report_and_stays_there() {
 
     // With other weights the run is another, and what was localized in it of no use.
     std::fs::copy(family.path("retrain/model.safetensors"), family.path("npo/model.safetensors")).unwrap();
-    one_line(&undertext(&family, line), 2, &["--into", "the weights of npo are not those"]);
+    one_line(&undertext(&family, line), 3, &["the weights of npo", "/run was made with"]);
     assert_eq!(report(&family), both);
     let resumed = undertext(&family, "audit --resume $/run");
     good(&resumed);

@@ -346,6 +346,11 @@ mod in_a_terminal {
         let audit = format!("{AUDIT} --limit 2 --precision int8 --resamples 200 --no-out -v");
         let [both, _] = run(&family, &audit, 100, Streams::Both, &[]);
         assert!(both.contains(" %  ") && both.contains("tokens/s"), "{both}");
+        // What is drawn last in a line is what stays there: a line of the log, with no bar in it.
+        let drawn = both.split('\n').filter(|line| line.contains("debug"));
+        for line in drawn.map(|line| line.trim_end_matches('\r').rsplit('\r').next().unwrap()) {
+            assert!(line.contains("debug") && !line.contains(['━', '─', '╸']), "{line:?}");
+        }
         assert!(both.contains("[1-6/6] target fp16"), "{both}");
         // For machines there is none, and none that a dumb terminal could not show.
         let [json, _] = run(&family, &format!("{audit} --log-format json"), 100, Streams::Stderr, &[]);

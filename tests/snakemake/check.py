@@ -10,6 +10,7 @@ skipped, and says so; with --require that is a failure.
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -78,10 +79,34 @@ def main():
         if tool is None:
             print("SKIPPED: Snakemake could not be installed from PyPI")
             return 1 if "--require" in sys.argv else 0
+        check_lines(program, root, tool)
         check(program, root, tool)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0
+
+
+def check_lines(program, root, tool):
+    """What the shipped configuration runs, and lists and switches besides, is a command line of the program."""
+    audit = {"target": "t", "unlearned": ["a", "b"], "data": "d", "precision": ["int8", "int4"], "dose": [0.5, 1],
+             "series": ["size=a@1,b@2"], "quantize-head": True, "no-survival": False, "flags": "--limit 20 --vram 9GiB"}
+    (root / "lists.json").write_text(json.dumps({"undertext": "undertext", "audits": {"lists": audit}}))
+    for config, parts in [
+        (SNAKEFILE.with_name("config.yaml"), ["--limit 1", "kernels/kernels.json", "--shard 4/4", "--vram 22GiB"]),
+        (root / "lists.json", ["--dose 0.5 --dose 1", "--quantize-head", "--limit 1", "--limit 20"]),
+    ]:
+        command = [tool, "-s", SNAKEFILE, "--configfile", config, "-n", "-p", "--cores", "1"]
+        dry = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        printed = dry.stdout + dry.stderr
+        for part in parts:
+            assert part in printed, (part, printed)
+        lines = re.findall(r"undertext (?:--quiet )?audit ([^>|\n]*)", printed)
+        assert lines, printed
+        for line in lines:
+            line = [program, "audit", *shlex.split(line), "--device", "cpu"]
+            found = subprocess.run(line, cwd=root, capture_output=True, text=True)
+            # There are no such checkpoints; the words are right.
+            assert found.returncode == 3, (line, found.returncode, found.stderr)
 
 
 def check(program, root, tool):

@@ -22,7 +22,8 @@ impl Store {
         }
     }
 
-    /// Adds all lines of `other` that this store lacks, as they stand there. Both are of one audit and [agree](Self::agrees).
+    /// Adds all lines of `other` that this store lacks, as they stand there; one that is otherwise here is replaced, and counted
+    /// as [differing](Self::differing). Both are of one audit and [agree](Self::agrees).
     ///
     /// # Errors
     ///
@@ -37,15 +38,19 @@ impl Store {
                     let journal = match &line.answer {
                         Answer::Apart { reference, sums } => {
                             let known = arm.apart.insert((*reference, line.task), *sums);
-                            if known.is_some_and(|known| known.bits() == sums.bits()) {
-                                continue;
+                            match known {
+                                Some(known) if known.bits() == sums.bits() => continue,
+                                Some(_) => self.differing += 1,
+                                None => {}
                             }
                             &mut arm.comparisons
                         }
                         answer => {
                             let Some(answer) = answer.clone().into_observation() else { continue };
-                            if arm.answers.get(&line.task) == Some(&answer) {
-                                continue;
+                            match arm.answers.get(&line.task) {
+                                Some(known) if *known == answer => continue,
+                                Some(_) => self.differing += 1,
+                                None => {}
                             }
                             arm.answers.insert(line.task, answer);
                             &mut arm.observations

@@ -4,7 +4,7 @@ use super::Section;
 use super::table::{Cell, Table, fixed, none};
 use crate::audit::modules;
 use crate::report::judgement::Survival;
-use crate::report::maps::{Kept, LayerKept};
+use crate::report::maps::{LayerRemains, Remains};
 use crate::report::schema::Report;
 use crate::report::table::percent;
 
@@ -39,15 +39,15 @@ pub(super) fn short_module(module: &str) -> &str {
 }
 
 /// A layer a row, a module a column, with the sums at the edges; `cell` of a row's figures.
-pub(super) struct Grid {
+pub(super) struct LayerTable {
     pub(super) caption: String,
     pub(super) modules: Vec<String>,
     /// The row's name, its cells by module, and the whole row's.
     pub(super) rows: Vec<(String, Vec<Cell>, Cell)>,
 }
 
-impl From<Grid> for Table {
-    fn from(grid: Grid) -> Self {
+impl From<LayerTable> for Table {
+    fn from(grid: LayerTable) -> Self {
         let modules = grid.modules.iter().map(|module| short_module(module).to_owned());
         let columns = std::iter::once("layer".to_owned()).chain(modules).chain(["all".to_owned()]);
         let mut table = Self::new(grid.caption, 1, columns);
@@ -97,24 +97,25 @@ fn maps(row: &Survival, open: bool) -> Option<Maps> {
     let found = map.layers.iter().flat_map(|layer| layer.modules.keys());
     let modules = columns(found.chain(map.modules.keys()));
     let of = format!("{} at {}", row.unlearned, row.precision);
-    let grid = |caption: String, cell: &dyn Fn(&Kept) -> Cell| {
-        let cells = |found: &std::collections::BTreeMap<String, Kept>| {
+    let grid = |caption: String, cell: &dyn Fn(&Remains) -> Cell| {
+        let cells = |found: &std::collections::BTreeMap<String, Remains>| {
             modules.iter().map(|module| found.get(module).map_or_else(|| none(None), cell)).collect()
         };
-        let layer = |layer: &LayerKept| (layer.layer.to_string(), cells(&layer.modules), cell(&layer.total));
+        let layer =
+            |layer: &LayerRemains| (layer.layer.to_string(), cells(&layer.modules), cell(&layer.total));
         let nothing = || modules.iter().map(|_| Cell::default()).collect();
         let head = map.head.as_ref().map(|head| ("head".to_owned(), nothing(), cell(head)));
         let all = ("all".to_owned(), cells(&map.modules), cell(&map.total));
         let rows = map.layers.iter().map(layer).chain(head).chain([all]).collect();
-        Table::from(Grid { caption, modules: modules.clone(), rows })
+        Table::from(LayerTable { caption, modules: modules.clone(), rows })
     };
-    let survival = |kept: &Kept| {
+    let survival = |remains: &Remains| {
         let shown = |share: f64| Cell { class: shade(1.0 - share).to_owned(), ..fixed(share, 2).into() };
-        kept.survival.map_or_else(|| none(None), shown)
+        remains.survival.map_or_else(|| none(None), shown)
     };
-    let absorbed = |kept: &Kept| {
+    let absorbed = |remains: &Remains| {
         let shown = |share: f64| Cell { class: shade(share).to_owned(), ..fixed(100.0 * share, 1).into() };
-        kept.absorbed.map_or_else(|| none(None), shown)
+        remains.absorbed.map_or_else(|| none(None), shown)
     };
     let tables = vec![
         grid(format!("Survival of the update, {of}"), &survival),

@@ -1,6 +1,6 @@
 //! Which layers and modules bring the forgotten back when only they are quantized.
 
-use super::heat::{Grid, Maps, columns, shade};
+use super::heat::{LayerTable, Maps, columns, shade};
 use super::table::{Cell, Table, estimate, figure, fixed, none};
 use super::{Section, listed};
 use crate::report::localize::{Keep, Localization, Variant};
@@ -57,7 +57,7 @@ fn grid(found: &Localization, of: &str) -> Table {
     let of_modules = modules.iter().map(|module| cell(found.variant("module", None, Some(module)))).collect();
     let all = ("all".to_owned(), of_modules, cell(found.variant("all", None, None)));
     let rows = (0..layers).map(layer).chain([all]).collect();
-    Grid { caption: format!("Recovery in percent, {of}"), modules, rows }.into()
+    LayerTable { caption: format!("Recovery in percent, {of}"), modules, rows }.into()
 }
 
 /// What the parts are held against.

@@ -52,7 +52,11 @@ impl Loader {
                 part.rows.start,
             )?;
             if self.is_streamed() {
-                self.rounded.keep(key, &matrix.words(&self.gpu)?)?;
+                let words = matrix.words(&self.gpu)?;
+                // It only saves work: without room for it, the matrix is rounded again in every pass.
+                if let Err(error) = self.rounded.keep(key, &words) {
+                    log::warn!("{error}; what is rounded is rounded again in every pass");
+                }
             }
         }
         Ok(())
