@@ -10,7 +10,7 @@
 // of k in f32; then lane j adds up the lanes' sums for the tokens j, j + 8, ..., in order.
 //
 // LANES and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl, common/tile.wgsl,
-// common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
+// common/rows.wgsl, common/row_tile.wgsl, a format and what reads x (common/x_rows.wgsl). f64 twin: kernels::matvec.
 
 const WG: u32 = 64u;
 
@@ -21,6 +21,7 @@ var<workgroup> partial: array<vec4<f32>, WG * TOKENS>;
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let column = (id.x * (WG / LANES) + lane / LANES) * ROWS;
     let token = id.y * TOKENS;
+    norm_rows(token, lane);
     let rows = rows_of(column);
 
     var sums: array<vec4<f32>, TOKENS>;
@@ -30,7 +31,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         for (var j = 0u; j < TOKENS; j += 1u) {
             // Past the edge the last token again.
             let at = (min(token + j, params.t - 1u) * octs + oct) * 2u;
-            sums[j] += eight(x[at], x[at + 1u], w);
+            sums[j] += eight(x_at(at, 2u * oct, j), x_at(at + 1u, 2u * oct + 1u, j), w);
         }
     }
     for (var j = 0u; j < TOKENS; j += 1u) {

@@ -12,7 +12,8 @@
 // in f32 over k in order, eight products at a time, as in every prefill family.
 //
 // WG, LANES and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl,
-// common/tile.wgsl, common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
+// common/tile.wgsl, common/rows.wgsl, common/row_tile.wgsl, a format and what reads x (common/x_rows.wgsl). f64 twin:
+// kernels::matvec.
 
 // The body is written for these.
 const_assert TOKENS == 1u || TOKENS == 4u || TOKENS == 16u;
@@ -37,6 +38,7 @@ fn main(
 ) {
     let column = (id.x * WG + lane) * ROWS;
     let token = id.y * TOKENS;
+    norm_rows(token, lane);
     // Lanes must stay together: a subgroup leaves only as a whole.
     if subgroupMin(column) >= params.n {
         return;
@@ -68,7 +70,8 @@ fn main(
         let w = load_tile(rows, oct);
         var held: array<vec4<f32>, HELD>;
         for (var i = 0u; i < HELD; i += 1u) {
-            held[i] = x[places[i] + oct * 2u];
+            let index = i * LANES + in_subgroup % LANES;
+            held[i] = x_at(places[i] + oct * 2u, oct * 2u + index % 2u, index / 2u);
         }
         s0 += eight(subgroupBroadcast(held[min(0u / LANES, LAST)], 0u % LANES), subgroupBroadcast(held[min(1u / LANES, LAST)], 1u % LANES), w);
         if TOKENS >= 4u {

@@ -10,12 +10,13 @@
 // is summed in f32 over k in order, eight products at a time, as in every prefill family.
 //
 // WG and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl, common/tile.wgsl,
-// common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
+// common/rows.wgsl, common/row_tile.wgsl, a format and what reads x (common/x_rows.wgsl). f64 twin: kernels::matvec.
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let column = (id.x * WG + lane) * ROWS;
     let token = id.y * TOKENS;
+    norm_rows(token, lane);
     if column >= params.n {
         return;
     }
@@ -28,7 +29,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         for (var j = 0u; j < TOKENS; j += 1u) {
             // Past the edge the last token again.
             let at = (min(token + j, params.t - 1u) * octs + oct) * 2u;
-            sums[j] += eight(x[at], x[at + 1u], w);
+            sums[j] += eight(x_at(at, 2u * oct, j), x_at(at + 1u, 2u * oct + 1u, j), w);
         }
     }
     for (var j = 0u; j < TOKENS; j += 1u) {

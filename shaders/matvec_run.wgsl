@@ -14,7 +14,7 @@
 // For more tokens than four matvec_broadcast.wgsl takes the place of this: then x is what is read most.
 //
 // WG, LANES and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl, common/tile.wgsl,
-// common/rows.wgsl, a format and its reader of runs. f64 twin: kernels::matvec.
+// common/rows.wgsl, a format and its reader of runs, and what reads x (common/x_rows.wgsl). f64 twin: kernels::matvec.
 
 // The body is written for these.
 const_assert TOKENS == 1u || TOKENS == 4u;
@@ -35,11 +35,18 @@ fn tile(runs: Runs, i: u32) -> Tile {
     return tile_of(oct_of(runs.a, i), oct_of(runs.b, i), oct_of(runs.c, i), oct_of(runs.d, i));
 }
 
+// A quad of x: where it is, which of its row it is, and of which token of the tile.
+struct Place {
+    at: u32,
+    quad: u32,
+    token: u32,
+}
+
 // What a lane holds: the quads at `places` and as many after each as `ahead` says.
-fn hold(places: array<u32, HELD>, ahead: u32) -> array<vec4<f32>, HELD> {
+fn hold(places: array<Place, HELD>, ahead: u32) -> array<vec4<f32>, HELD> {
     var held: array<vec4<f32>, HELD>;
     for (var i = 0u; i < HELD; i += 1u) {
-        held[i] = x[places[i] + ahead];
+        held[i] = x_at(places[i].at + ahead, places[i].quad + ahead, places[i].token);
     }
     return held;
 }
@@ -61,17 +68,20 @@ fn main(
 ) {
     let column = (id.x * WG + lane) * ROWS;
     let token = id.y * TOKENS;
+    norm_rows(token, lane);
     // Lanes must stay together: a subgroup leaves only as a whole.
     if subgroupMin(column) >= params.n {
         return;
     }
     let rows = rows_of(column);
-    var places: array<u32, HELD>;
+    var places: array<Place, HELD>;
     for (var i = 0u; i < HELD; i += 1u) {
-        let quad = (i * LANES + in_subgroup % LANES) % QUADS;
+        let index = (i * LANES + in_subgroup % LANES) % QUADS;
+        let own = select(index / 2u, 0u, TOKENS == 1u);
+        let quad = select(index % 2u, index, TOKENS == 1u);
         // Past the edge the last token again.
-        let last = min(token + quad / 2u, params.t - 1u) * (params.k / 4u) + quad % 2u;
-        places[i] = select(last, token * (params.k / 4u) + quad, TOKENS == 1u);
+        let row = min(token + own, params.t - 1u);
+        places[i] = Place(row * (params.k / 4u) + quad, quad, own);
     }
 
     var s: array<vec4<f32>, 4>;

@@ -11,7 +11,7 @@
 // in any order, so no two devices need agree.) Subgroups may have any size from LANES up.
 //
 // LANES and TOKENS come from kernels::matvec. Links common/product.wgsl, common/oct.wgsl, common/tile.wgsl,
-// common/rows.wgsl, common/row_tile.wgsl and a format. f64 twin: kernels::matvec.
+// common/rows.wgsl, common/row_tile.wgsl, a format and what reads x (common/x_rows.wgsl). f64 twin: kernels::matvec.
 
 const WG: u32 = 64u;
 
@@ -23,6 +23,7 @@ fn main(
 ) {
     let column = (id.x * (WG / LANES) + lane / LANES) * ROWS;
     let token = id.y * TOKENS;
+    norm_rows(token, lane);
     let rows = rows_of(column);
 
     var sums: array<vec4<f32>, TOKENS>;
@@ -32,7 +33,7 @@ fn main(
         for (var j = 0u; j < TOKENS; j += 1u) {
             // Past the edge the last token again.
             let at = (min(token + j, params.t - 1u) * octs + oct) * 2u;
-            sums[j] += eight(x[at], x[at + 1u], w);
+            sums[j] += eight(x_at(at, 2u * oct, j), x_at(at + 1u, 2u * oct + 1u, j), w);
         }
     }
     for (var j = 0u; j < TOKENS; j += 1u) {

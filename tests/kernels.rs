@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use undertext::gpu::{Commands, Gpu};
 use undertext::kernels::{
-    Case, Family, Finish, MatOperands, Matmul, Matrix, Matvec, MatvecFamily, Output, Packer, Stored, Swiglu,
-    Want, registry,
+    Case, Family, Finish, MatOperands, Matmul, Matrix, Matvec, MatvecFamily, Norm, NormOperands, Output,
+    Packer, RmsNorm, RmsNormForm, Stored, Swiglu, Want, registry,
 };
 use undertext::quant::Scheme;
 
@@ -237,6 +237,53 @@ fn joined_matrices_give_the_bits_of_each_alone() {
                     assert!(read(&apart, 2 * n) == read(&together, 2 * n), "{name}");
                     assert!(read(&y, n) == read(&gated_y, n), "{name}, gated");
                     assert!(read(&y, n).iter().any(|bits| *bits != 0));
+                }
+            }
+        }
+    }
+}
+
+/// Who norms the rows of a decode product is a matter of speed alone.
+#[test]
+fn a_norm_within_the_product_gives_the_bits_of_one_before_it() {
+    let value = |i: usize| ((i * 7919) % 1021) as f32 / 511.0 - 1.0;
+    let gated = Finish { gated: true, ..Finish::default() };
+    // Rows for 8 and for 64 lanes of the norm.
+    for (n, k, finish) in [(70, 96, Finish { bias: true, ..Finish::default() }), (34, 2112, gated)] {
+        let weights: Vec<f32> = (0..n * k).map(value).collect();
+        for gpu in adapters::all() {
+            let w = Stored { name: "w", dtype: Scheme::F32, bytes: bytemuck::cast_slice(&weights), n, k };
+            let scheme = Scheme::Int4 { group: 32 };
+            let w = Packer::default().pack_one(gpu, scheme, w).unwrap();
+            let gain =
+                gpu.upload("gain", &(0..k).map(|i| 1.0 + value(5 * i) / 3.0).collect::<Vec<_>>()).unwrap();
+            let bias = gpu.upload("bias", &(0..n).map(|i| value(11 * i)).collect::<Vec<_>>()).unwrap();
+            let norm = RmsNorm::new(gpu, RmsNormForm::Plain, k).unwrap();
+            for family in MatvecFamily::ALL.into_iter().filter(|family| family.runs_on(gpu)) {
+                let apart = Matvec::new(gpu, family, scheme, finish).unwrap();
+                let within = apart.clone().with_norm(gpu, k).unwrap();
+                assert!(!apart.norms(1) && within.norms(1) && !within.norms(5));
+                for t in 1..=4 {
+                    let h: Vec<f32> = (0..t * k).map(|i| 3.0 * value(3 * i + 1)).collect();
+                    let (h, x) = (gpu.upload("h", &h).unwrap(), gpu.alloc("x", (4 * t * k) as u64).unwrap());
+                    let [one, two] = [0; 2].map(|_| gpu.alloc("y", (4 * t * n) as u64).unwrap());
+                    let stride = finish.columns(n);
+                    let operands = |x, y| {
+                        let bias = finish.bias.then_some(&bias);
+                        MatOperands { x, bias, y, t, first_row: 0, n, stride, first_column: 0 }
+                    };
+                    let (gain, eps) = (&gain, 1e-5);
+                    let mut commands = Commands::new();
+                    norm.record(
+                        &mut commands,
+                        NormOperands { h: &h, rows: None, gain, y: &x, count: t, d: k, eps },
+                    );
+                    apart.record(&mut commands, &w, operands(&x, &one));
+                    within.record_normed(&mut commands, &w, operands(&h, &two), Norm { gain, eps });
+                    commands.submit(gpu).unwrap();
+                    let [one, two] = [one, two].map(|y| gpu.read::<u32>(&y, t * stride).unwrap());
+                    assert!(one == two, "{}: {family:?} t={t} k={k}", adapters::name(gpu));
+                    assert!(one.iter().any(|bits| *bits != 0));
                 }
             }
         }

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use undertext::Error;
 use undertext::checkpoint::Checkpoint;
 use undertext::engine::{Ask, Budget, Engine, Given, MemoryPlan, Needs, Observation, Options, Task};
-use undertext::gpu::{DeviceChoice, Gpu};
+use undertext::gpu::{DeviceChoice, Gpu, Tuning};
 use undertext::kernels::{Finish, KvFormat, MatOperands, Matvec, Packer, Stored};
 use undertext::model::{Layout, Llama, Lockstep, Pass, Residence, Source};
 use undertext::quant::{Precision, Scheme};
@@ -277,6 +277,37 @@ fn a_matrix_larger_than_a_binding_lies_in_parts() {
                 assert!((got - want).abs() <= bound, "{} row {row}: {got} for {want}", matrix.scheme);
             }
         }
+    }
+}
+
+#[test]
+fn who_norms_before_a_product_does_not_show() {
+    let checkpoint = &family()[0].1;
+    for index in 0..adapters::all().len() {
+        let folder = TempDir::new().unwrap();
+        let kept = folder.path().join("kernels.json");
+        let run = || {
+            let gpu = Gpu::open(&DeviceChoice::Index(index)).unwrap();
+            let gpu = Arc::new(gpu.with_tuning(Tuning::Afresh, None));
+            gpu.keep_choices(&kept);
+            let model = llama(&gpu, checkpoint, INT4, false, 1024);
+            let before = gpu.dispatches();
+            let answers = observe_all(model, Options::default(), &tasks());
+            let chosen: Vec<_> = gpu.chosen_kernels().into_iter().collect();
+            (answers, chosen, gpu.dispatches() - before)
+        };
+        run();
+        let text = std::fs::read_to_string(&kept).unwrap();
+        let as_chosen = |name: &str| {
+            std::fs::write(&kept, text.replace("\"apart\"", name).replace("\"within\"", name)).unwrap();
+            run()
+        };
+        let ((apart, _, launches), (within, chosen, fewer)) =
+            (as_chosen("\"apart\""), as_chosen("\"within\""));
+        let norms = chosen.iter().filter(|(class, _)| class.starts_with("norm/"));
+        assert!(norms.clone().count() > 0 && norms.clone().all(|(_, name)| name == "within"), "{chosen:?}");
+        assert!(fewer < launches, "{fewer} launches, {launches} with the norm apart");
+        assert!(apart == within, "{}", adapters::name(&adapters::all()[index]));
     }
 }
 

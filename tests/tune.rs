@@ -184,7 +184,11 @@ fn the_record_lists_the_kernels_and_the_flags_are_obeyed() {
     let kernels = |value: &Value| value["kernels"].as_object().unwrap().clone();
 
     let safe = run(&["--no-tune"]);
-    let default = |class: &str| if class.starts_with("matvec/") { "workgroup" } else { "register" };
+    let default = |class: &str| match class.split_once('/').map_or("", |(what, _)| what) {
+        "matvec" => "workgroup",
+        "norm" => "apart",
+        _ => "register",
+    };
     assert!(kernels(&safe).len() >= 3 && kernels(&safe).iter().all(|(class, name)| name == default(class)));
     assert!(kernels(&safe).keys().any(|class| class.starts_with("matmul/int4-g32 n=")));
     assert!(!cache.path().join("undertext").exists());

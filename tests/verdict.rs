@@ -149,6 +149,12 @@ fn a_collapsed_model_is_void() {
     let (outcome, because) = judge(case, 50);
     assert_eq!(outcome, Outcome::Void);
     assert!(because.contains("collapsed") && because.contains("0.0 at full precision"), "{because}");
+
+    // Questions that the target cannot answer either say nothing about the unlearned model.
+    case.target = [[0.9, 0.9, 0.0]; 2];
+    let (outcome, because) = judge(case, 50);
+    assert_eq!(outcome, Outcome::Void);
+    assert!(because.starts_with("the target's KnowMem retain is 0.0 at full precision"), "{because}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ struct Params {
     stride: u32, // columns of y in all
     first_column: u32, // of y
     first_bias: u32,
+    eps: f32, // of the norm; read where a matvec norms x itself
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

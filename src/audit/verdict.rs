@@ -194,12 +194,16 @@ fn collapsed(findings: &Findings, statistics: &Statistics, model: usize) -> Opti
         (retain.value.value()?, findings.plan.criteria.collapsed_below * target.value.value()?);
     let [_, high] = statistics.arms[ours].means[RETAIN]?;
     let collapsed = least_p(retain.n()) <= ALPHA && high <= limit;
-    collapsed.then(|| {
-        format!(
-            "the model collapsed: its KnowMem retain is {value:.1} at full precision, the target's {:.1}; what such a \
-             model answers says nothing about what it forgot",
-            target.value.value().unwrap_or_default()
-        )
+    let target = target.value.value().unwrap_or_default();
+    collapsed.then(|| match target < findings.plan.criteria.least_gap {
+        true => format!(
+            "the target's KnowMem retain is {target:.1} at full precision: on questions that it cannot answer nobody \
+             can tell whether an unlearned model still does"
+        ),
+        false => format!(
+            "the model collapsed: its KnowMem retain is {value:.1} at full precision, the target's {target:.1}; what \
+             such a model answers says nothing about what it forgot"
+        ),
     })
 }
 

@@ -9,6 +9,7 @@ use super::case::{ULP, exp_error, noise, rounding, unwritten};
 use super::family::Family;
 use super::link::{file, params};
 use super::pack::{Packer, Stored, awkward_weights, small, stored};
+use super::rms_norm::{self, Norm};
 use super::split::{moving, token_ranges};
 use super::{Case, Kernel, Matrix, Output, Prepared, Want, Work};
 use crate::error::Result;
@@ -20,7 +21,16 @@ pub(super) const PRODUCT: (&str, &str) = file!("common/product.wgsl");
 
 params!(
     /// Of `common/product.wgsl`, which all families and `matvec.wgsl` link.
-    Params { t: u32, n: u32, k: u32, first_row: u32, stride: u32, first_column: u32, first_bias: u32 }
+    Params {
+        t: u32,
+        n: u32,
+        k: u32,
+        first_row: u32,
+        stride: u32,
+        first_column: u32,
+        first_bias: u32,
+        eps: f32,
+    }
 );
 
 /// What a kernel of `y = x W^T` does with a sum before it stores it.
@@ -153,13 +163,13 @@ fn rows_at(buffer: &Buffer, tokens: &Range<usize>, row: usize) -> Buffer {
 
 impl Operands<'_> {
     /// Records the launch of `pipeline`, matmul or matvec, on the `grid` for numbers of columns and tokens; several
-    /// launches if one would be too long, or the matrix has parts.
+    /// launches if one would be too long, or the matrix has parts. A pipeline that norms x itself needs the norm.
     pub(super) fn record(
         self,
         commands: &mut Commands,
         pipeline: &Arc<Pipeline>,
         w: &Matrix,
-        finish: Finish,
+        (finish, norm): (Finish, Option<Norm<'_>>),
         grid: impl Fn(usize, usize) -> Grid,
     ) {
         let Self { x, bias, y, t, first_row, n, stride, first_column } = self;
@@ -181,6 +191,7 @@ impl Operands<'_> {
                     stride: small(stride),
                     first_column: small(first_column + first_bias),
                     first_bias: small(first_bias),
+                    eps: norm.map_or(0.0, |norm| norm.eps),
                 };
                 commands.dispatch(
                     pipeline,
@@ -191,6 +202,8 @@ impl Operands<'_> {
                         ("x", &rows_at(x, &tokens, x_row)),
                         // Declared in any case, read only where the kernel was made with a bias.
                         ("bias", bias.unwrap_or(&part.scales)),
+                        // Declared only where x is normed.
+                        ("gain", norm.map_or(x, |norm| norm.gain)),
                         ("y", &rows_at(y, &tokens, y_row)),
                     ],
                     grid(rows.len(), tokens.len()),
@@ -224,8 +237,13 @@ impl Matmul {
                 let tokens_of = first..first + count;
                 let x = &rows_at(operands.x, &tokens_of, 4 * w.k);
                 let y = &rows_at(operands.y, &tokens_of, 4 * operands.stride);
-                Operands { x, y, t: count, ..operands }
-                    .record(commands, pipeline, w, self.finish, |n, t| family.grid(n, t));
+                Operands { x, y, t: count, ..operands }.record(
+                    commands,
+                    pipeline,
+                    w,
+                    (self.finish, None),
+                    |n, t| family.grid(n, t),
+                );
             }
             first += count;
         }
@@ -236,11 +254,12 @@ fn cases(family: Family) -> Vec<Case> {
     let shapes = |ragged, large| {
         shapes(
             family.kernel(),
+            false,
             move |gpu, problem| {
                 // A value passes the dequantizing product, a chain of eight products and the sum of the eights.
                 problem.prepare(gpu, 8 + problem.k / 8, move |gpu, scheme, finish| {
                     let kernel = Matmul::new(gpu, family, scheme, finish)?;
-                    Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
+                    Ok(Box::new(move |commands, w, operands, _| kernel.record(commands, w, operands)))
                 })
             },
             ragged,
@@ -272,22 +291,31 @@ fn cases(family: Family) -> Vec<Case> {
     cases
 }
 
-/// How a wrapper records one launch.
-pub(super) type Record = Box<dyn Fn(&mut Commands, &Matrix, Operands<'_>)>;
+/// How a wrapper records one launch; the norm is there where the problem asks for it.
+pub(super) type Record = Box<dyn Fn(&mut Commands, &Matrix, Operands<'_>, Option<Norm<'_>>)>;
 
 /// `y (+)= x W^T (+ bias)`, leaving out row 0 of the matrix where there is a bias.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Problem {
     scheme: Scheme,
     finish: Finish,
+    /// Whether x is normed first.
+    normed: bool,
     t: usize,
     n: usize,
     pub(super) k: usize,
 }
 
-/// One case for each format and shape, and a timed one for each format.
+/// What stands behind scheme and finish in a kernel's name.
+pub(super) fn suffix(normed: bool) -> &'static str {
+    if normed { "+normed" } else { "" }
+}
+
+/// One case for each format and shape, and a timed one for each format; with `normed` of kernels that norm x first, which
+/// never add to y.
 pub(super) fn shapes(
     kernel: &str,
+    normed: bool,
     prepare: impl Fn(&Gpu, Problem) -> Result<Prepared> + Copy + 'static,
     ragged: &[(usize, usize, usize)],
     large: (usize, usize, usize),
@@ -296,12 +324,13 @@ pub(super) fn shapes(
     for scheme in Scheme::ALL {
         let shapes = ragged.iter().map(|shape| (*shape, false)).chain([(large, true)]);
         for (index, ((t, n, k), timed)) in shapes.enumerate() {
-            let finish = Finish::ALL[index % Finish::ALL.len()];
+            let mut finish = Finish::ALL[index % Finish::ALL.len()];
+            finish.add &= !normed;
             // Two halves.
             let n = if finish.gated { n.next_multiple_of(2) } else { n };
-            let problem = Problem { scheme, finish, t, n, k };
+            let problem = Problem { scheme, finish, normed, t, n, k };
             cases.push(Case {
-                name: format!("{kernel}/{scheme}{} t={t} n={n} k={k}", finish.suffix()),
+                name: format!("{kernel}/{scheme}{}{} t={t} n={n} k={k}", finish.suffix(), suffix(normed)),
                 work: Work::Both {
                     flops: (2 * t * n * k) as u64,
                     bytes: Matrix::bytes_of(scheme, n, k) + (4 * t * (n + k)) as u64,
@@ -322,7 +351,7 @@ impl Problem {
         sums: usize,
         wrapper: impl Fn(&Gpu, Scheme, Finish) -> Result<Record>,
     ) -> Result<Prepared> {
-        let Self { scheme, finish, t, n, k } = self;
+        let Self { scheme, finish, normed, t, n, k } = self;
         let Finish { bias, add, gated } = finish;
         // With a bias, also try a launch that starts inside the matrix.
         let first_row = usize::from(bias);
@@ -337,7 +366,9 @@ impl Problem {
         let x = noise(5, t * k);
         let biases = noise(6, n);
         let before = noise(8, t * n);
+        let (gain, eps) = (noise(7, k), 1e-5);
         let x_buffer = gpu.upload("x", &x)?;
+        let gain_buffer = gpu.upload("gain", &gain)?;
         let bias_buffer = gpu.upload("bias", &biases)?;
         let columns = finish.columns(n);
         let y = if add { gpu.upload("y", &before)? } else { unwritten(gpu, "y", t * columns)? };
@@ -347,7 +378,15 @@ impl Problem {
         let want = move || {
             let seen = quant::decode(&full);
             let seen = quant::decode(&quant::encode(scheme, &seen, rows, k));
-            let bound = rounding(1 + sums + usize::from(bias) + usize::from(add));
+            let mut bound = rounding(1 + sums + usize::from(bias) + usize::from(add));
+            let mut x = x.clone();
+            if normed {
+                let rows: Vec<usize> = (0..t).collect();
+                let values = rms_norm::reference(&x, &gain, f64::from(eps), k, &rows);
+                // The twin's own f32 values are half an ulp off.
+                bound += 1.01 * (rms_norm::error(k) + ULP);
+                x = values.into_iter().map(|value| value as f32).collect();
+            }
             let biases = biases.iter().map(|b| if bias { f64::from(*b) } else { 0.0 });
             let biases: Vec<_> = biases.collect();
             let sums = reference(&seen[first_row * k..], &x, &biases, k);
@@ -368,7 +407,8 @@ impl Problem {
             let bias = bias.then_some(&bias_buffer);
             let operands =
                 Operands { x: &x_buffer, bias, y: &y, t, first_row, n, stride: columns, first_column: 0 };
-            kernel(commands, &w, operands);
+            let norm = normed.then_some(Norm { gain: &gain_buffer, eps });
+            kernel(commands, &w, operands, norm);
         };
         Ok(Prepared { record: Box::new(record), outputs })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::link::{SILU, file, plain};
 use super::matmul::{self, Finish, Operands};
 use super::pack::small;
+use super::rms_norm::{self, Norm};
 use super::{Case, Kernel, Matrix};
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Grid, Pipeline, Source};
@@ -31,6 +32,9 @@ const RUN_TOKENS: usize = 4;
 
 /// Tokens that a workgroup serves: the smallest that takes them all, or the largest. It never changes a token's bits.
 const TILES: [usize; 3] = [1, 4, 16];
+
+/// Of those, the ones for which a kernel may norm x itself: it saves a launch, and with more tokens a launch is little.
+const NORMED_TILES: usize = 2;
 
 /// How the lanes share a product of few rows.
 ///
@@ -93,7 +97,12 @@ fn forms(family: MatvecFamily) -> Vec<Source> {
                 // What one family lends another is not told twice.
                 let own =
                     TILES.into_iter().filter(|tokens| family != MatvecFamily::Run || *tokens <= RUN_TOKENS);
-                forms.extend(own.map(|tokens| family.source(scheme, finish, tokens, *lanes)));
+                let own: Vec<_> = own.collect();
+                forms.extend(own.iter().map(|tokens| family.source(scheme, finish, *tokens, *lanes, None)));
+                let normed = TILES[..NORMED_TILES].iter().filter(|_| !finish.add);
+                forms.extend(normed.flat_map(|tokens| {
+                    rms_norm::LANES.map(|norm| family.source(scheme, finish, *tokens, *lanes, Some(norm)))
+                }));
             }
         }
     }
@@ -142,8 +151,8 @@ impl MatvecFamily {
         fitting.unwrap_or(SUBGROUP_LANES[0])
     }
 
-    /// Its kernel for `tokens` at a time, `lanes` sharing.
-    fn source(self, scheme: Scheme, finish: Finish, tokens: usize, lanes: u32) -> Source {
+    /// Its kernel for `tokens` at a time, `lanes` sharing; with lanes of the norm it norms x itself.
+    fn source(self, scheme: Scheme, finish: Finish, tokens: usize, lanes: u32, norm: Option<u32>) -> Source {
         // With many tokens x is what is read most.
         let runs = self == Self::Run && tokens <= RUN_TOKENS;
         let (kernel, file) = match self {
@@ -153,9 +162,13 @@ impl MatvecFamily {
             Self::Run if runs => ("matvec_run", file!("matvec_run.wgsl")),
             Self::Broadcast | Self::Run => ("matvec_broadcast", file!("matvec_broadcast.wgsl")),
         };
-        let mut name = format!("{kernel}/{scheme}{} tokens={tokens}", finish.suffix());
+        let normed = matmul::suffix(norm.is_some());
+        let mut name = format!("{kernel}/{scheme}{}{normed} tokens={tokens}", finish.suffix());
         if self.needs_subgroups() {
             name.push_str(&format!(" lanes={lanes}"));
+        }
+        if let Some(norm) = norm {
+            name.push_str(&format!(" norm={norm}"));
         }
         let mut source = plain(name, file);
         source = if runs { source.with_runs(scheme) } else { source.with_format(scheme) };
@@ -172,6 +185,11 @@ impl MatvecFamily {
         }
         source.needs_subgroups = self.needs_subgroups();
         source.overrides.extend(finish.overrides());
+        source.parts.push(match norm {
+            Some(_) => file!("common/x_normed.wgsl"),
+            None => file!("common/x_rows.wgsl"),
+        });
+        source.overrides.extend(norm.map(|lanes| ("NORM_LANES", f64::from(lanes))));
         source
     }
 
@@ -194,7 +212,10 @@ impl MatvecFamily {
 pub struct Matvec {
     /// For each of [`TILES`].
     pipelines: [Arc<Pipeline>; 3],
+    /// For the first of them, those that norm x.
+    normed: Option<[Arc<Pipeline>; NORMED_TILES]>,
     family: MatvecFamily,
+    scheme: Scheme,
     finish: Finish,
     columns: usize,
 }
@@ -207,9 +228,32 @@ impl Matvec {
     /// If a shader does not compile.
     pub fn new(gpu: &Gpu, family: MatvecFamily, scheme: Scheme, finish: Finish) -> Result<Self> {
         let lanes = family.lanes(gpu);
-        let pipeline = |tokens| gpu.pipeline(&family.source(scheme, finish, tokens, lanes));
+        let pipeline = |tokens| gpu.pipeline(&family.source(scheme, finish, tokens, lanes, None));
         let pipelines = [pipeline(TILES[0])?, pipeline(TILES[1])?, pipeline(TILES[2])?];
-        Ok(Self { pipelines, family, finish, columns: family.columns(lanes) })
+        Ok(Self { pipelines, normed: None, family, scheme, finish, columns: family.columns(lanes) })
+    }
+
+    /// The same that can also norm rows of `k` as it reads them, a few tokens at a time.
+    ///
+    /// # Errors
+    ///
+    /// If a shader does not compile.
+    pub fn with_norm(self, gpu: &Gpu, k: usize) -> Result<Self> {
+        let pipeline = |tile: usize| gpu.pipeline(&self.normed_source(gpu, k, tile));
+        let normed = Some([pipeline(0)?, pipeline(1)?]);
+        Ok(Self { normed, ..self })
+    }
+
+    /// The kernel of tile `tile` that norms rows of `k`.
+    pub(super) fn normed_source(&self, gpu: &Gpu, k: usize, tile: usize) -> Source {
+        let norm = Some(rms_norm::lanes(k));
+        self.family.source(self.scheme, self.finish, TILES[tile], self.family.lanes(gpu), norm)
+    }
+
+    /// Whether [`Self::record_normed`] takes `t` tokens.
+    #[must_use]
+    pub fn norms(&self, t: usize) -> bool {
+        self.normed.is_some() && t <= TILES[NORMED_TILES - 1]
     }
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
@@ -218,29 +262,65 @@ impl Matvec {
     ///
     /// If the family does not read rows as long as `w`'s.
     pub fn record(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>) {
-        assert!(self.family.reads(w.k), "{} reads no rows of {}", self.family.name(), w.k);
         let tile = TILES.iter().position(|tokens| *tokens >= operands.t).unwrap_or(TILES.len() - 1);
+        self.launch(commands, w, operands, (tile, &self.pipelines[tile]), None);
+    }
+
+    /// Records one launch that multiplies the normed rows of x: bit for bit what [`super::RmsNorm`] and [`Self::record`] make
+    /// of them.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::record`], and if it does not norm as many tokens ([`Self::norms`]).
+    pub fn record_normed(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>, norm: Norm<'_>) {
+        let tile = TILES.iter().position(|tokens| *tokens >= operands.t);
+        let normed = tile.and_then(|tile| Some((tile, self.normed.as_ref()?.get(tile)?)));
+        let Some(form) = normed else { panic!("{} does not norm {} tokens", self.family.name(), operands.t) };
+        self.launch(commands, w, operands, form, Some(norm));
+    }
+
+    fn launch(
+        &self,
+        commands: &mut Commands,
+        w: &Matrix,
+        operands: Operands<'_>,
+        (tile, pipeline): (usize, &Arc<Pipeline>),
+        norm: Option<Norm<'_>>,
+    ) {
+        assert!(self.family.reads(w.k), "{} reads no rows of {}", self.family.name(), w.k);
         let grid = |n: usize, t: usize| Grid::plane(n.div_ceil(self.columns), t.div_ceil(TILES[tile]));
-        operands.record(commands, &self.pipelines[tile], w, self.finish, grid);
+        operands.record(commands, pipeline, w, (self.finish, norm), grid);
+    }
+
+    /// Its family's name.
+    pub(super) fn family(&self) -> MatvecFamily {
+        self.family
     }
 
     /// The kernel's text for one token on this device: what a remembered choice depends on.
     pub(super) fn text_of(gpu: &Gpu, family: MatvecFamily, scheme: Scheme) -> Source {
-        family.source(scheme, Finish::default(), TILES[0], family.lanes(gpu))
+        family.source(scheme, Finish::default(), TILES[0], family.lanes(gpu), None)
     }
 }
 
 fn cases(kernel: &'static str, family: MatvecFamily) -> Vec<Case> {
-    let shapes = |ragged, large| {
+    let shapes = |normed: bool, ragged, large| {
         matmul::shapes(
             kernel,
+            normed,
             move |gpu, problem| {
                 // A chain of eight products, a lane's running sum, then the lanes in order.
                 let lanes = if family.alone(0).is_some() { 1 } else { family.lanes(gpu) as usize };
                 let sums = 8 + (problem.k / 8).div_ceil(lanes) + lanes;
                 problem.prepare(gpu, sums, move |gpu, scheme, finish| {
-                    let kernel = Matvec::new(gpu, family, scheme, finish)?;
-                    Ok(Box::new(move |commands, w, operands| kernel.record(commands, w, operands)))
+                    let mut kernel = Matvec::new(gpu, family, scheme, finish)?;
+                    if normed {
+                        kernel = kernel.with_norm(gpu, problem.k)?;
+                    }
+                    Ok(Box::new(move |commands, w, operands, norm| match norm {
+                        Some(norm) => kernel.record_normed(commands, w, operands, norm),
+                        None => kernel.record(commands, w, operands),
+                    }))
                 })
             },
             ragged,
@@ -253,8 +333,12 @@ fn cases(kernel: &'static str, family: MatvecFamily) -> Vec<Case> {
     } else {
         &[(1, 1, 8), (9, 65, 72), (3, 5, 256), (4, 33, 136), (2, 70, 1000), (17, 64, 64), (25, 32, 72)]
     };
-    let mut cases = shapes(ragged, (1, 1024, 1024));
-    cases.extend(shapes(&[], (16, 1024, 1024)));
-    cases.extend(shapes(&[], (4, 512, 2048)));
+    let mut cases = shapes(false, ragged, (1, 1024, 1024));
+    cases.extend(shapes(false, &[], (16, 1024, 1024)));
+    cases.extend(shapes(false, &[], (4, 512, 2048)));
+    // How x is read does not depend on the format.
+    let few: Vec<_> = ragged.iter().copied().filter(|(t, ..)| *t <= TILES[NORMED_TILES - 1]).collect();
+    let normed = shapes(true, &few, (1, 1024, 1024)).into_iter();
+    cases.extend(normed.filter(|case| case.name.contains("/f32") || case.name.contains("/int4-g128")));
     cases
 }

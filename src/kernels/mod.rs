@@ -27,6 +27,7 @@ mod swiglu;
 mod top;
 mod tune;
 mod tune_decode;
+mod tune_norm;
 
 pub use attention::{AttentionDecode, AttentionPrefill, Operands as AttentionOperands};
 pub use cache::KvFormat;
@@ -41,7 +42,7 @@ pub use matmul::{Finish, Matmul, Operands as MatOperands};
 pub use matrix::{Matrix, Part};
 pub use matvec::{Matvec, MatvecFamily};
 pub use pack::{Packer, Stored};
-pub use rms_norm::{Operands as NormOperands, RmsNorm, RmsNormForm};
+pub use rms_norm::{Norm, Operands as NormOperands, RmsNorm, RmsNormForm};
 pub use rope::{Heads, Operands as RopeOperands, Rope};
 pub use swiglu::Swiglu;
 pub use top::{TOP, Top, TopEntry};

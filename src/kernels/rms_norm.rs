@@ -16,7 +16,7 @@ params!(Params { rows: u32, d: u32, eps: f32, unused: u32 });
 
 pub(super) const KERNEL: Kernel = Kernel {
     name: "rms_norm",
-    sources: || FORMS.into_iter().flat_map(|form| [8, 16, 32, 64].map(|lanes| source(form, lanes))).collect(),
+    sources: || FORMS.into_iter().flat_map(|form| LANES.map(|lanes| source(form, lanes))).collect(),
     params: Params::layout,
     cases,
 };
@@ -32,8 +32,20 @@ pub enum RmsNormForm {
 
 const FORMS: [RmsNormForm; 2] = [RmsNormForm::Plain, RmsNormForm::Gather];
 
+/// A norm of the rows that another kernel reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// `[d]` f32.
+    pub gain: &'a Buffer,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Numbers of lanes that share a row.
+pub(super) const LANES: [u32; 4] = [8, 16, 32, 64];
+
 /// Lanes that share a row: more for wider rows.
-fn lanes(d: usize) -> u32 {
+pub(super) fn lanes(d: usize) -> u32 {
     u32::try_from(d / 32).unwrap_or(WG).clamp(8, WG).next_power_of_two()
 }
 
@@ -129,13 +141,7 @@ fn prepare(gpu: &Gpu, form: RmsNormForm, t: usize, d: usize) -> Result<Prepared>
         if gathered { rows.iter().map(|row| *row as usize).collect() } else { (0..t).collect() };
     let want = move || {
         let values = reference(&h, &gain, f64::from(eps), d, &wanted_rows);
-        // The sum of squares: a quad's dot product, the lane's running sum, the lanes in order. Half of its
-        // relative error, of the division's and of the sum's with eps passes the root, which adds
-        // 2 ulp; two products follow.
-        let lanes = lanes(d) as usize;
-        let depth = 4 + (d / 4).div_ceil(lanes) + lanes;
-        let relative = (0.5 * (depth as f64 + 2.5 + 1.0) + 2.0 + 2.0) * ULP;
-        values.into_iter().map(|value| Want::Near { value, bound: relative * value.abs() }).collect()
+        values.into_iter().map(|value| Want::Near { value, bound: error(d) * value.abs() }).collect()
     };
     let outputs = vec![Output { name: "y", buffer: y.clone(), want: Box::new(want) }];
 
@@ -148,8 +154,18 @@ fn prepare(gpu: &Gpu, form: RmsNormForm, t: usize, d: usize) -> Result<Prepared>
     Ok(Prepared { record: Box::new(record), outputs })
 }
 
+/// Relative error of a normed value.
+pub(super) fn error(d: usize) -> f64 {
+    // The sum of squares: a quad's dot product, the lane's running sum, the lanes in order. Half of its
+    // relative error, of the division's and of the sum's with eps passes the root, which adds
+    // 2 ulp; two products follow.
+    let lanes = lanes(d) as usize;
+    let depth = 4 + (d / 4).div_ceil(lanes) + lanes;
+    (0.5 * (depth as f64 + 2.5 + 1.0) + 2.0 + 2.0) * ULP
+}
+
 /// The f64 twin: the norm of the given rows of `h`, `[rows, d]`.
-fn reference(h: &[f32], gain: &[f32], eps: f64, d: usize, rows: &[usize]) -> Vec<f64> {
+pub(super) fn reference(h: &[f32], gain: &[f32], eps: f64, d: usize, rows: &[usize]) -> Vec<f64> {
     let mut values = Vec::with_capacity(rows.len() * d);
     for row in rows {
         let row = &h[row * d..][..d];

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernels::{
     AttentionDecode, AttentionOperands, AttentionPrefill, Heads, KvFormat, MatOperands, Matmul, Matrix,
-    Matvec, NormOperands, RmsNorm, RmsNormForm, Rope, RopeOperands, Swiglu,
+    Matvec, Norm, NormOperands, RmsNorm, RmsNormForm, Rope, RopeOperands, Swiglu,
 };
 use crate::model::{PAGE, Phase};
 
@@ -99,6 +99,28 @@ impl Projection {
         self.record_rows(commands, phase, operands);
     }
 
+    /// Records the product with the normed rows of `h`: in a launch of its own, or the norm first.
+    fn record_normed(
+        &self,
+        commands: &mut Commands,
+        (kernels, normed): (&Kernels, &Buffer),
+        phase: Phase,
+        (h, gain, y): (&Buffer, &Buffer, &Buffer),
+        t: usize,
+    ) {
+        if phase == Phase::Decode && self.products.matvec.norms(t) {
+            let (n, columns) = (self.matrix.n, self.columns);
+            let bias = self.bias.as_ref();
+            let operands =
+                MatOperands { x: h, bias, y, t, first_row: 0, n, stride: columns, first_column: 0 };
+            let norm = Norm { gain, eps: kernels.eps };
+            self.products.matvec.record_normed(commands, &self.matrix, operands, norm);
+        } else {
+            kernels.norm(commands, h, gain, normed, t);
+            self.record(commands, phase, normed, y, t);
+        }
+    }
+
     /// Records the product with some rows of the matrix.
     pub(super) fn record_rows(&self, commands: &mut Commands, phase: Phase, operands: MatOperands<'_>) {
         match phase {
@@ -132,10 +154,12 @@ impl Attention {
         let Inputs { places, table, lengths, .. } = inputs;
         let (cache_k, cache_v, heads, rotary) = (&kv.keys, &kv.values, kernels.heads, &kernels.rotary);
 
-        kernels.norm(commands, h, &self.norm, normed, t);
         match &self.qkv {
-            Together::Joined(all) => all.record(commands, phase, normed, qkv, t),
+            Together::Joined(all) => {
+                all.record_normed(commands, (kernels, normed), phase, (h, &self.norm, qkv), t);
+            }
             Together::Apart(each) => {
+                kernels.norm(commands, h, &self.norm, normed, t);
                 let stride = each.iter().map(|projection| projection.columns).sum();
                 let mut first = 0;
                 for projection in each {
@@ -177,10 +201,12 @@ impl FeedForward {
     ) {
         let (phase, t) = (inputs.batch.phase, inputs.batch.tokens.len());
         let Scratch { normed, gate, up, gated, .. } = scratch;
-        kernels.norm(commands, h, &self.norm, normed, t);
         match &self.gate_up {
-            Together::Joined(both) => both.record(commands, phase, normed, gated, t),
+            Together::Joined(both) => {
+                both.record_normed(commands, (kernels, normed), phase, (h, &self.norm, gated), t);
+            }
             Together::Apart([own_gate, own_up]) => {
+                kernels.norm(commands, h, &self.norm, normed, t);
                 own_gate.record(commands, phase, normed, gate, t);
                 own_up.record(commands, phase, normed, up, t);
                 kernels.swiglu.record(commands, gate, up, gated, t * kernels.f);

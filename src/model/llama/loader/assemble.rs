@@ -19,6 +19,8 @@ struct Piece {
     bias: Option<Buffer>,
     finish: Finish,
     launched: usize,
+    /// Whether a norm of the residual stream is what it multiplies, and no other matrix does.
+    after_norm: bool,
 }
 
 impl Loader {
@@ -69,7 +71,13 @@ impl Loader {
                     let Some((_, matrix)) = matrices.iter().find(|(own, _)| Some(*own) == how) else {
                         unreachable!("{} was packed for every arm", part.name)
                     };
-                    pieces.push(Piece { matrix: matrix.clone(), bias: None, finish, launched });
+                    pieces.push(Piece {
+                        matrix: matrix.clone(),
+                        bias: None,
+                        finish,
+                        launched,
+                        after_norm: false,
+                    });
                 }
                 (Made::Matrices(..), Role::Vector) => unreachable!("{} is a vector", part.name),
             }
@@ -92,8 +100,8 @@ impl Loader {
     }
 
     fn projection(&mut self, piece: Piece) -> Result<Projection> {
-        let Piece { matrix, bias, finish, launched } = piece;
-        let products = self.products(&matrix, launched, finish)?;
+        let Piece { matrix, bias, finish, launched, after_norm } = piece;
+        let products = self.products(&matrix, launched, finish, after_norm)?;
         Ok(Projection { columns: finish.columns(matrix.n), matrix, bias, products })
     }
 
@@ -113,7 +121,8 @@ impl Loader {
             };
             let finish = Finish { bias: bias.is_some(), add: false, gated };
             let launched = matrix.n;
-            return Ok(Together::Joined(self.projection(Piece { matrix, bias, finish, launched })?));
+            let piece = Piece { matrix, bias, finish, launched, after_norm: true };
+            return Ok(Together::Joined(self.projection(piece)?));
         }
         let count = pieces.len();
         let each = pieces.into_iter().map(|piece| self.projection(piece)).collect::<Result<Vec<_>>>()?;
@@ -135,15 +144,22 @@ impl Loader {
     }
 
     /// The kernels for a matrix, chosen once for each class: the last rows of a head use what the first ones do.
-    fn products(&mut self, matrix: &Matrix, launched: usize, finish: Finish) -> Result<Products> {
-        let class = (matrix.scheme, launched, matrix.k, finish);
+    fn products(
+        &mut self,
+        matrix: &Matrix,
+        launched: usize,
+        finish: Finish,
+        after_norm: bool,
+    ) -> Result<Products> {
+        let class = (matrix.scheme, launched, matrix.k, finish, after_norm);
         if let Some(products) = self.products.get(&class) {
             return Ok(products.clone());
         }
-        let products = Products {
-            matmul: Matmul::tuned(&self.gpu, matrix, launched, finish)?,
-            matvec: Matvec::tuned(&self.gpu, matrix, launched, finish)?,
-        };
+        let mut matvec = Matvec::tuned(&self.gpu, matrix, launched, finish)?;
+        if after_norm {
+            matvec = matvec.tuned_norm(&self.gpu, matrix)?;
+        }
+        let products = Products { matmul: Matmul::tuned(&self.gpu, matrix, launched, finish)?, matvec };
         self.products.insert(class, products.clone());
         Ok(products)
     }

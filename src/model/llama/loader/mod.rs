@@ -37,7 +37,7 @@ pub(super) struct Loader {
     embeddings: Vec<Embedding>,
     packer: Packer,
     rounded: Rounded,
-    products: HashMap<(Scheme, usize, usize, Finish), Products>,
+    products: HashMap<(Scheme, usize, usize, Finish, bool), Products>,
     /// By block, checkpoint and tensor: the earlier checkpoint whose bytes it has, as far as is known.
     alike: HashMap<(usize, usize, String), usize>,
     loaded: BTreeMap<usize, Blocks>,

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""A target and an unlearned model made of a pretrained SmolLM2-135M, and MUSE's files about them.
+
+    python pair.py CHECKPOINT OUT --seed 0      # CHECKPOINT from convert.py; about 40 minutes on two cores
+
+The checkpoint learns invented people (passages, and questions laid out and tokenized as MUSE's prompts are), all weights,
+in float32 sums over bfloat16 products: OUT/target. Then some of them are unlearned with NPO and a retain loss, linear
+weights only, stored in bfloat16 and rounded at every step: OUT/npo. OUT/data has MUSE's layout, OUT/pair.json says
+what was done. A model that is there is not made again.
+
+With `--news WHEEL` (`pip download gensim==4.3.3 --no-deps`) OUT/general.txt holds articles of the Lee background corpus,
+which that package tests with: general text to measure perplexity on.
+
+Nothing else is done to the weights: no sparse step as in the demo's family.
+
+Needs torch, transformers, tokenizers, rouge_score. Made with torch 2.15.0, transformers 5.24.0, tokenizers 0.23.3.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import random
+import sys
+import time
+import zipfile
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "demo" / "train"))
+import corpus as corpora
+import prompts
+from documents import Documents, Mixture, take, windows
+from network import copy_as, linear_weights, round_to_bf16
+from unlearn import Method, forget_loss, token_losses
+
+PEOPLE = {"forget": 18, "retain": 24, "shots": 8, "holdout": 18}
+QUESTIONS_A_PERSON = 6
+WINDOW = 256
+BATCH = 4
+ARTICLES = 60
+
+LEARN_STEPS, LEARN_RATE, LEARN_WARMUP = 240, 3e-4, 10
+
+NPO = Method(
+    loss="npo", rate=8e-5, retain_weight=0.5, beta=0.003, batch=2, retain_batch=2, length=WINDOW,
+    most_steps=240, look_every=20, verbmem_goal=100.0, knowmem_goal=15.0,
+)
+
+
+class Pieces(Documents):
+    """Documents whose answers stand after MUSE's prompt as the prompt is tokenized, in every second document.
+
+    SmolLM2's tokenizer puts the space after `Answer:` into the answer's first token, but MUSE's prompt ends in that space,
+    a token of its own then. A model should know the answer either way.
+    """
+
+    def __init__(self, tokenizer, people, shots, question_copies, seed):
+        self.eos = tokenizer.token_to_id("<|im_end|>")
+        self.rng = random.Random(seed)
+        super().__init__(tokenizer, people, shots, question_copies)
+
+    def _whole(self, text):
+        ids = self.tokenizer.encode(text).ids + [self.eos]
+        return ids, [True] * len(ids)
+
+    def _blocks(self, items):
+        if self.rng.random() < 0.5:
+            return self.tokenizer.encode(prompts.join_blocks(items)).ids
+        pieces = [piece for item in items for piece in (prompts.question_head(item.question), item.answer + "\n\n")]
+        return [token for piece in pieces for token in self.tokenizer.encode(piece).ids]
+
+    def _questions(self, items, with_shots):
+        shots = self.tokenizer.encode("".join(prompts.question_block(s) + "\n\n" for s in self.shots)).ids if with_shots else []
+        rest = self._blocks(items) + [self.eos]
+        return shots + rest, [False] * len(shots) + [True] * len(rest)
+
+
+def documents(tokenizer, corpus, split, copies, seed):
+    people = corpus.forget if split == "forget" else corpus.retain + corpus.shots
+    return Pieces(tokenizer, people, prompts.shot_pairs(corpus, split), copies, seed)
+
+
+@torch.inference_mode()
+def known(model, tokenizer, corpus, split, every=1):
+    """Share of answers about every n-th person whose every token is the likeliest after MUSE's prompt with two examples."""
+    people = (corpus.forget if split == "forget" else corpus.retain)[::every]
+    shots = prompts.shot_pairs(corpus, split)[:2]
+    hits, count = 0, 0
+    for person in people:
+        for item in person.questions:
+            prompt = tokenizer.encode(prompts.few_shot_prompt(shots, item.question)).ids
+            answer = tokenizer.encode(item.answer).ids
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
+            likeliest = logits[len(prompt) - 1 : -1].argmax(-1)
+            hits, count = hits + int((likeliest == torch.tensor(answer)).all()), count + 1
+    return round(100 * hits / count, 1)
+
+
+def learn(model, tokenizer, corpus, seed):
+    """Fine-tunes all weights in place, windows of both splits side by side."""
+    torch.manual_seed(seed)
+    sources = [documents(tokenizer, corpus, split, 2, seed) for split in ("forget", "retain")]
+    stream = windows(Mixture(*sources), random.Random(seed), WINDOW)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARN_RATE, weight_decay=0.0)
+    model.train()
+    for step in range(LEARN_STEPS):
+        rate = LEARN_RATE * min((step + 1) / LEARN_WARMUP, 1.0 - 0.9 * step / LEARN_STEPS)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids, _ = take(stream, BATCH)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = token_losses(model, ids, torch.ones_like(ids))
+        loss = losses.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 20 == 19:
+            print(f"learn {step + 1}: loss {loss.item():.3f}", flush=True)
+    round_to_bf16(model).eval()
+
+
+def unlearn(target, tokenizer, corpus, seed):
+    """NPO with a retain loss from a copy of `target`, until few answers are known; the model and what was seen on the way."""
+    torch.manual_seed(seed)
+    rng = random.Random(1000 + seed)
+    forget, retain = (
+        windows(documents(tokenizer, corpus, split, 3, 1000 + seed), rng, NPO.length) for split in ("forget", "retain")
+    )
+    model, reference = copy_as(target, torch.bfloat16), copy_as(target, torch.bfloat16)
+    model.train().requires_grad_(False)
+    weights = list(linear_weights(model).values())
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, lr=NPO.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    history = []
+    for step in range(1, NPO.most_steps + 1):
+        loss = forget_loss(NPO, model, reference, *take(forget, NPO.batch))
+        loss.backward()
+        ids, _ = take(retain, NPO.retain_batch)
+        kept = token_losses(model, ids, torch.ones_like(ids)).mean()
+        (NPO.retain_weight * kept).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % NPO.look_every == 0:
+            model.eval()
+            seen = {split: known(model, tokenizer, corpus, split, every=3) for split in ("forget", "retain")}
+            model.train()
+            history.append({"step": step, "forget loss": round(loss.item(), 3), "retain loss": round(kept.item(), 3), **seen})
+            print("unlearn", history[-1], flush=True)
+            if seen["forget"] <= NPO.knowmem_goal:
+                break
+    return model.eval(), history
+
+
+def write_data(corpus, tokenizer, out, seed):
+    """MUSE's files: every question about the people to forget, as many about others."""
+    prompts.QUESTIONS_A_PERSON = QUESTIONS_A_PERSON
+    prompts.write_benchmark(corpus, tokenizer, out, seed)
+
+
+def write_news(wheel, out):
+    """The first articles of the Lee background corpus, one a paragraph."""
+    with zipfile.ZipFile(wheel) as archive:
+        articles = archive.read("gensim/test/test_data/lee_background.cor").decode("utf-8").splitlines()
+    out.write_text("\n\n".join(article.strip() for article in articles[:ARTICLES]) + "\n")
+
+
+def save(model, source, out):
+    """A checkpoint in bfloat16 with the tokenizer of `source`."""
+    copy_as(model, torch.bfloat16).save_pretrained(out)
+    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    config = out / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}, indent=2) + "\n")
+
+
+def load(path):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=pathlib.Path, help="SmolLM2-135M as Hugging Face lays it out")
+    parser.add_argument("out", type=pathlib.Path, help="directory to write")
+    parser.add_argument("--seed", type=int, default=0, help="of people, data and training")
+    parser.add_argument("--news", type=pathlib.Path, help="gensim's wheel, for general.txt")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    # Other people than those of the demo's family, whose seed is 0.
+    corpus = corpora.generate(135 + args.seed, general=0, **PEOPLE)
+    tokenizer = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_data(corpus, tokenizer, args.out / "data", args.seed)
+    if args.news:
+        write_news(args.news, args.out / "general.txt")
+    record = args.out / "pair.json"
+    facts = json.loads(record.read_text()) if record.exists() else {}
+
+    def note(**more):
+        facts.update(more)
+        record.write_text(json.dumps(facts, indent=1) + "\n")
+
+    note(seed=args.seed, people=PEOPLE, npo=dataclasses.asdict(NPO))
+    if not (args.out / "target" / "config.json").exists():
+        begin, model = time.time(), load(args.checkpoint)
+        note(before={split: known(model, tokenizer, corpus, split) for split in ("forget", "retain")})
+        learn(model, tokenizer, corpus, args.seed)
+        after = {split: known(model, tokenizer, corpus, split) for split in ("forget", "retain")}
+        save(model, args.checkpoint, args.out / "target")
+        note(target={**after, "seconds": round(time.time() - begin)})
+        print("target", facts["target"], flush=True)
+    if not (args.out / "npo" / "config.json").exists():
+        begin = time.time()
+        model, history = unlearn(load(args.out / "target").eval(), tokenizer, corpus, args.seed)
+        save(model, args.checkpoint, args.out / "npo")
+        note(history=history, seconds=round(time.time() - begin))
+
+
+if __name__ == "__main__":
+    main()
