@@ -273,10 +273,12 @@ impl Matvec {
     ///
     /// As [`Self::record`], and if it does not norm as many tokens ([`Self::norms`]).
     pub fn record_normed(&self, commands: &mut Commands, w: &Matrix, operands: Operands<'_>, norm: Norm<'_>) {
-        let tile = TILES.iter().position(|tokens| *tokens >= operands.t);
-        let normed = tile.and_then(|tile| Some((tile, self.normed.as_ref()?.get(tile)?)));
-        let Some(form) = normed else { panic!("{} does not norm {} tokens", self.family.name(), operands.t) };
-        self.launch(commands, w, operands, form, Some(norm));
+        assert!(self.norms(operands.t), "{} does not norm {} tokens", self.family.name(), operands.t);
+        let normed = TILES.into_iter().zip(self.normed.iter().flatten()).enumerate();
+        let mut fitting = normed.filter(|(_, (tokens, _))| *tokens >= operands.t);
+        if let Some((tile, (_, pipeline))) = fitting.next() {
+            self.launch(commands, w, operands, (tile, pipeline), Some(norm));
+        }
     }
 
     fn launch(
