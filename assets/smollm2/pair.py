@@ -158,12 +158,6 @@ def unlearn(target, tokenizer, corpus, seed):
     return model.eval(), history
 
 
-def write_data(corpus, tokenizer, out, seed):
-    """MUSE's files: every question about the people to forget, as many about others."""
-    prompts.QUESTIONS_A_PERSON = QUESTIONS_A_PERSON
-    prompts.write_benchmark(corpus, tokenizer, out, seed)
-
-
 def write_news(wheel, out):
     """The first articles of the Lee background corpus, one a paragraph."""
     with zipfile.ZipFile(wheel) as archive:
@@ -197,7 +191,7 @@ def main():
     corpus = corpora.generate(135 + args.seed, general=0, **PEOPLE)
     tokenizer = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
     args.out.mkdir(parents=True, exist_ok=True)
-    write_data(corpus, tokenizer, args.out / "data", args.seed)
+    prompts.write_benchmark(corpus, tokenizer, args.out / "data", args.seed, each=QUESTIONS_A_PERSON)
     if args.news:
         write_news(args.news, args.out / "general.txt")
     record = args.out / "pair.json"

@@ -333,7 +333,8 @@ pub(super) fn shapes(
                 name: format!("{kernel}/{scheme}{}{} t={t} n={n} k={k}", finish.suffix(), suffix(normed)),
                 work: Work::Both {
                     flops: (2 * t * n * k) as u64,
-                    bytes: Matrix::bytes_of(scheme, n, k) + (4 * t * (n + k)) as u64,
+                    bytes: Matrix::bytes_of(scheme, n, k)
+                        + (4 * (t * (n + k) + if normed { k } else { 0 })) as u64,
                 },
                 timed,
                 prepare: Box::new(move |gpu| prepare(gpu, problem)),

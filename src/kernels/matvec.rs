@@ -36,6 +36,9 @@ const TILES: [usize; 3] = [1, 4, 16];
 /// Of those, the ones for which a kernel may norm x itself: it saves a launch, and with more tokens a launch is little.
 const NORMED_TILES: usize = 2;
 
+/// Tokens up to which.
+pub(super) const NORMED_TOKENS: usize = TILES[NORMED_TILES - 1];
+
 /// How the lanes share a product of few rows.
 ///
 /// Within a family the order of the sum depends on `k` and, where lanes share a sum, on how many do: for
@@ -253,7 +256,7 @@ impl Matvec {
     /// Whether [`Self::record_normed`] takes `t` tokens.
     #[must_use]
     pub fn norms(&self, t: usize) -> bool {
-        self.normed.is_some() && t <= TILES[NORMED_TILES - 1]
+        self.normed.is_some() && t <= NORMED_TOKENS
     }
 
     /// Records one launch. `w` must be in the scheme that the kernel was made for.
@@ -294,7 +297,7 @@ impl Matvec {
         operands.record(commands, pipeline, w, (self.finish, norm), grid);
     }
 
-    /// Its family's name.
+    /// How its lanes share a product.
     pub(super) fn family(&self) -> MatvecFamily {
         self.family
     }
@@ -339,7 +342,7 @@ fn cases(kernel: &'static str, family: MatvecFamily) -> Vec<Case> {
     cases.extend(shapes(false, &[], (16, 1024, 1024)));
     cases.extend(shapes(false, &[], (4, 512, 2048)));
     // How x is read does not depend on the format.
-    let few: Vec<_> = ragged.iter().copied().filter(|(t, ..)| *t <= TILES[NORMED_TILES - 1]).collect();
+    let few: Vec<_> = ragged.iter().copied().filter(|(t, ..)| *t <= NORMED_TOKENS).collect();
     let normed = shapes(true, &few, (1, 1024, 1024)).into_iter();
     cases.extend(normed.filter(|case| case.name.contains("/f32") || case.name.contains("/int4-g128")));
     cases

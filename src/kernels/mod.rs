@@ -25,6 +25,7 @@ mod sentinel;
 mod split;
 mod swiglu;
 mod top;
+mod trial;
 mod tune;
 mod tune_decode;
 mod tune_norm;

@@ -1,11 +1,10 @@
 //! Chooses the family of a matrix's prefill product by timing it on the device.
 
-use std::time::Instant;
-
 use super::Matrix;
 use super::case::noise;
 use super::family::Family;
 use super::matmul::{Finish, Matmul, Operands};
+use super::trial;
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu};
 
@@ -18,10 +17,6 @@ const PRODUCTS: usize = 1 << 31;
 
 /// Rows of the matrix in a trial at least, for the sake of the largest tile.
 const LEAST_ROWS: usize = 256;
-
-/// A timed submission lasts about so long, in seconds, in no more than so many launches.
-const TRIAL_SECONDS: f64 = 0.001;
-const MAX_LAUNCHES: f64 = 64.0;
 
 /// Timed submissions; the best counts.
 const RUNS: usize = 3;
@@ -97,9 +92,7 @@ impl<'a> Trial<'a> {
         if best > 3.0 * self.best {
             return Ok(Some(best));
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to MAX_LAUNCHES")]
-        let wanted = (TRIAL_SECONDS / best.max(1e-9)).clamp(1.0, MAX_LAUNCHES) as usize;
-        let launches = *self.launches.get_or_insert(wanted);
+        let launches = *self.launches.get_or_insert(trial::launches(best));
         for _ in 0..RUNS {
             best = best.min(self.run(&kernel, launches)? / launches as f64);
         }
@@ -109,16 +102,10 @@ impl<'a> Trial<'a> {
 
     /// Wall seconds of one submission.
     fn run(&self, kernel: &Matmul, launches: usize) -> Result<f64> {
-        let mut commands = Commands::new();
         let (x, y, n) = (&self.x, &self.y, self.rows);
         let operands = Operands { x, bias: None, y, t: TOKENS, first_row: 0, n, stride: n, first_column: 0 };
-        for _ in 0..launches {
-            kernel.record(&mut commands, self.w, operands);
-        }
-        let start = Instant::now();
-        commands.submit(self.gpu)?;
-        self.gpu.wait("a trial")?;
-        Ok(start.elapsed().as_secs_f64())
+        let record = |commands: &mut Commands| kernel.record(commands, self.w, operands);
+        trial::seconds(self.gpu, launches, &record)
     }
 }
 

@@ -1,11 +1,10 @@
 //! Chooses the family of a matrix's decode product by timing it on the device.
 
-use std::time::Instant;
-
 use super::Matrix;
 use super::case::noise;
 use super::matmul::{Finish, Operands};
 use super::matvec::{Matvec, MatvecFamily};
+use super::trial;
 use super::tune::alike;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Commands, Gpu};
@@ -13,10 +12,6 @@ use crate::gpu::{Buffer, Commands, Gpu};
 /// Tokens of the trials: a single stream, and sequences together. One family serves both, since a token's bits must
 /// not depend on how many others there are.
 const TOKENS: [usize; 2] = [1, 16];
-
-/// A timed submission lasts about so long, in seconds, in no more than so many launches.
-const TRIAL_SECONDS: f64 = 0.001;
-const MAX_LAUNCHES: f64 = 64.0;
 
 /// Timed submissions; the best counts.
 const RUNS: usize = 4;
@@ -74,16 +69,11 @@ impl<'a> Trial<'a> {
         };
         let mut sum = 0.0;
         for tokens in TOKENS {
-            // Drivers finish compiling at the first launch.
-            self.run(&kernel, tokens, 1)?;
-            let once = self.run(&kernel, tokens, 1)?;
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to MAX_LAUNCHES")]
-            let launches = (TRIAL_SECONDS / once.max(1e-9)).clamp(1.0, MAX_LAUNCHES) as usize;
-            let mut best = once;
-            for _ in 0..RUNS {
-                best = best.min(self.run(&kernel, tokens, launches)? / launches as f64);
-            }
-            sum += best;
+            let (x, y, n) = (&self.x, &self.y, self.n);
+            let operands =
+                Operands { x, bias: None, y, t: tokens, first_row: 0, n, stride: n, first_column: 0 };
+            let record = |commands: &mut Commands| kernel.record(commands, self.w, operands);
+            sum += trial::best(self.gpu, RUNS, &record)?;
         }
         let y: Vec<f32> = self.gpu.read(&self.y, TOKENS[1] * self.n)?;
         if self.expected.is_empty() {
@@ -92,19 +82,5 @@ impl<'a> Trial<'a> {
             return Ok(None);
         }
         Ok(Some(sum))
-    }
-
-    /// Wall seconds of one submission.
-    fn run(&self, kernel: &Matvec, t: usize, launches: usize) -> Result<f64> {
-        let mut commands = Commands::new();
-        let (x, y, n) = (&self.x, &self.y, self.n);
-        let operands = Operands { x, bias: None, y, t, first_row: 0, n, stride: n, first_column: 0 };
-        for _ in 0..launches {
-            kernel.record(&mut commands, self.w, operands);
-        }
-        let start = Instant::now();
-        commands.submit(self.gpu)?;
-        self.gpu.wait("a trial")?;
-        Ok(start.elapsed().as_secs_f64())
     }
 }

@@ -1,29 +1,24 @@
 //! Chooses who norms the rows of a decode product by timing both ways on the device.
 
-use std::time::Instant;
-
 use super::Matrix;
 use super::case::noise;
 use super::matmul::Operands;
-use super::matvec::Matvec;
+use super::matvec::{Matvec, NORMED_TOKENS};
 use super::rms_norm::{Norm, Operands as NormOperands, RmsNorm, RmsNormForm};
-use crate::error::Result;
+use super::trial;
+use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Commands, Gpu};
-
-/// A timed submission lasts about so long, in seconds, in no more than so many launches.
-const TRIAL_SECONDS: f64 = 0.001;
-const MAX_LAUNCHES: f64 = 64.0;
 
 /// Timed submissions; the best counts.
 const RUNS: usize = 4;
 
 impl Matvec {
     /// Lets the product norm its rows where that is faster here for one token than a launch for it: [`Gpu::choose`] between
-    /// "apart" and "within". The bits are the same.
+    /// "apart" and "within". A product whose bits are not those of a norm before it is not taken.
     ///
     /// # Errors
     ///
-    /// If a shader does not compile or the device fails.
+    /// If the device fails.
     pub fn tuned_norm(self, gpu: &Gpu, w: &Matrix) -> Result<Self> {
         let family = self.family().name();
         let class = format!("norm/{} {family} n={} k={}", w.scheme, w.n, w.k);
@@ -33,15 +28,15 @@ impl Matvec {
         let chosen = gpu.choose(&class, &[("apart", apart), ("within", within)], &mut |index| {
             let trial = match &mut trial {
                 Some(trial) => trial,
-                none => none.insert(Trial::new(gpu, self.clone().with_norm(gpu, w.k)?, w)?),
+                none => none.insert(Trial::new(gpu, self.clone(), w)?),
             };
-            trial.seconds(index == 1).map(Some)
+            if index == 0 { trial.apart().map(Some) } else { trial.within() }
         })?;
         if chosen == 1 { self.with_norm(gpu, w.k) } else { Ok(self) }
     }
 }
 
-/// One token's norm and product.
+/// Norm and product of a few tokens.
 struct Trial<'a> {
     gpu: &'a Gpu,
     product: Matvec,
@@ -54,50 +49,57 @@ struct Trial<'a> {
     bias: Buffer,
 }
 
+const EPS: f32 = 1e-5;
+
 impl<'a> Trial<'a> {
     fn new(gpu: &'a Gpu, product: Matvec, w: &'a Matrix) -> Result<Self> {
-        let (h, gain) =
-            (gpu.upload("a trial's h", &noise(9, w.k))?, gpu.upload("a trial's gain", &noise(10, w.k))?);
-        let (x, y) = (gpu.alloc("a trial's x", 4 * w.k as u64)?, gpu.alloc("a trial's y", 4 * w.n as u64)?);
+        let [h, gain] = [("a trial's h", NORMED_TOKENS * w.k), ("a trial's gain", w.k)];
+        let (h, gain) = (gpu.upload(h.0, &noise(9, h.1))?, gpu.upload(gain.0, &noise(10, gain.1))?);
+        let room = |what, columns: usize| gpu.alloc(what, (4 * NORMED_TOKENS * columns) as u64);
+        let (x, y) = (room("a trial's x", w.k)?, room("a trial's y", w.n)?);
         let bias = gpu.upload("a trial's bias", &noise(11, w.n))?;
         let norm = RmsNorm::new(gpu, RmsNormForm::Plain, w.k)?;
         gpu.wait("packing")?;
         Ok(Self { gpu, product, norm, w, h, gain, x, y, bias })
     }
 
-    /// Of one way, the best of a few.
-    fn seconds(&self, within: bool) -> Result<f64> {
-        // Drivers finish compiling at the first launch.
-        self.run(within, 1)?;
-        let mut best = self.run(within, 1)?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to MAX_LAUNCHES")]
-        let launches = (TRIAL_SECONDS / best.max(1e-9)).clamp(1.0, MAX_LAUNCHES) as usize;
-        for _ in 0..RUNS {
-            best = best.min(self.run(within, launches)? / launches as f64);
-        }
-        Ok(best)
+    fn operands<'b>(&'b self, x: &'b Buffer, t: usize) -> Operands<'b> {
+        let (bias, n) = (Some(&self.bias), self.w.n);
+        Operands { x, bias, y: &self.y, t, first_row: 0, n, stride: n, first_column: 0 }
     }
 
-    /// Wall seconds of one submission.
-    fn run(&self, within: bool, launches: usize) -> Result<f64> {
-        let mut commands = Commands::new();
-        let (h, gain, y, d, eps) = (&self.h, &self.gain, &self.y, self.w.k, 1e-5);
-        let operands = |x| {
-            let (bias, n) = (Some(&self.bias), self.w.n);
-            Operands { x, bias, y, t: 1, first_row: 0, n, stride: n, first_column: 0 }
+    fn record_apart(&self, commands: &mut Commands, t: usize) {
+        let (h, gain, d) = (&self.h, &self.gain, self.w.k);
+        self.norm.record(commands, NormOperands { h, rows: None, gain, y: &self.x, count: t, d, eps: EPS });
+        self.product.record(commands, self.w, self.operands(&self.x, t));
+    }
+
+    /// Seconds of a norm and a product after it.
+    fn apart(&self) -> Result<f64> {
+        trial::best(self.gpu, RUNS, &|commands| self.record_apart(commands, 1))
+    }
+
+    /// Seconds of a product that norms; `None` if it does not compile or gives other bits.
+    fn within(&self) -> Result<Option<f64>> {
+        let product = match self.product.clone().with_norm(self.gpu, self.w.k) {
+            Err(Error::Shader { .. }) => return Ok(None),
+            product => product?,
         };
-        for _ in 0..launches {
-            if within {
-                self.product.record_normed(&mut commands, self.w, operands(h), Norm { gain, eps });
-            } else {
-                let rows = NormOperands { h, rows: None, gain, y: &self.x, count: 1, d, eps };
-                self.norm.record(&mut commands, rows);
-                self.product.record(&mut commands, self.w, operands(&self.x));
+        let norm = Norm { gain: &self.gain, eps: EPS };
+        let record = |commands: &mut Commands, t: usize| {
+            product.record_normed(commands, self.w, self.operands(&self.h, t), norm);
+        };
+        // One token, and as many as the larger tile takes.
+        for t in [1, NORMED_TOKENS] {
+            let bits = |record: &dyn Fn(&mut Commands)| -> Result<Vec<u32>> {
+                self.gpu.write(&self.y, &vec![0u32; NORMED_TOKENS * self.w.n]);
+                trial::seconds(self.gpu, 1, record)?;
+                self.gpu.read(&self.y, NORMED_TOKENS * self.w.n)
+            };
+            if bits(&|commands| self.record_apart(commands, t))? != bits(&|commands| record(commands, t))? {
+                return Ok(None);
             }
         }
-        let start = Instant::now();
-        commands.submit(self.gpu)?;
-        self.gpu.wait("a trial")?;
-        Ok(start.elapsed().as_secs_f64())
+        trial::best(self.gpu, RUNS, &|commands| record(commands, 1)).map(Some)
     }
 }

@@ -41,11 +41,11 @@ def shot_pairs(corpus: Corpus, split: str) -> list[Question]:
     return [people[i % len(people)].questions[(i + i // len(people)) % kinds] for i in range(SHOTS)]
 
 
-def evaluated_questions(corpus: Corpus, split: str, seed: int) -> list[Question]:
-    """Four questions of each of 24 people."""
+def evaluated_questions(corpus: Corpus, split: str, seed: int, each: int = QUESTIONS_A_PERSON) -> list[Question]:
+    """`each` questions of every person to forget, or of as many others."""
     rng = random.Random(f"questions-{split}-{seed}")
     people = corpus.forget if split == "forget" else rng.sample(corpus.retain, len(corpus.forget))
-    return [q for person in people for q in rng.sample(person.questions, QUESTIONS_A_PERSON)]
+    return [q for person in people for q in rng.sample(person.questions, each)]
 
 
 def split_passage(tokenizer: Tokenizer, passage: str) -> tuple[str, str]:
@@ -60,7 +60,9 @@ def split_passage(tokenizer: Tokenizer, passage: str) -> tuple[str, str]:
     raise ValueError(f"no cut found in {passage!r}")
 
 
-def write_benchmark(corpus: Corpus, tokenizer: Tokenizer, out: Path, seed: int) -> None:
+def write_benchmark(
+    corpus: Corpus, tokenizer: Tokenizer, out: Path, seed: int, each: int = QUESTIONS_A_PERSON
+) -> None:
     """Write the files in the layout of MUSE's data directory."""
     def write(name, rows):
         path = out / name
@@ -69,7 +71,7 @@ def write_benchmark(corpus: Corpus, tokenizer: Tokenizer, out: Path, seed: int) 
 
     as_row = lambda q: {"question": q.question, "answer": q.answer}
     for split in ("forget", "retain"):
-        write(f"knowmem/{split}_qa.json", [as_row(q) for q in evaluated_questions(corpus, split, seed)])
+        write(f"knowmem/{split}_qa.json", [as_row(q) for q in evaluated_questions(corpus, split, seed, each)])
         write(f"knowmem/{split}_qa_icl.json", [as_row(q) for q in shot_pairs(corpus, split)])
     cuts = [split_passage(tokenizer, person.passage) for person in corpus.forget]
     write("verbmem/forget.json", [{"prompt": p, "gt": g} for p, g in cuts])
