@@ -162,7 +162,8 @@ Examples:
   undertext quantize models/npo --scheme int4 --keep-from models/target --format compressed-tensors --out packed
 
 Nearest rounding by default. With --keep-from a few codes move to the neighbouring value, so that of every matrix row's \
-update the share --keep outlives quantization; no training, no data. --stochastic is for those who no longer have the \
+update the share --keep outlives quantization; no training, no data. That may cost a pretrained model much of \
+what it should keep: --calibrate makes other codes make up for the moved ones. --stochastic is for those who no longer have the \
 target; it costs more. The layers' matrices are written as F32, the very values of the codes (half formats cannot hold \
 them), or packed with --format compressed-tensors; all other tensors as stored. undertext.json says what was done.
 

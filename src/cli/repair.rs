@@ -13,7 +13,8 @@ const CHOICE: [f64; 6] = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 #[derive(Clone, Debug, Args)]
 pub(super) struct RepairArgs {
     /// Also run every unlearned model in kept rounding, beside each 4-bit precision: rounding that moves a few codes so that
-    /// the update from the target survives
+    /// the update from the target survives. On a pretrained model it may cost much of the retain score: then
+    /// `undertext quantize --calibrate` and --released
     #[arg(long)]
     repair: bool,
 
