@@ -137,3 +137,67 @@ fn what_cannot_be_judged_is_refused() {
     let report = json_of(&folder, &audit("--no-out --limit 2 --released plain@int4 --json"));
     assert!(report["arms"].as_array().unwrap().iter().any(|arm| arm["precision"] == "int4-g128+released"));
 }
+
+/// `audit --calibrate` makes the files that `undertext quantize --calibrate` makes, once, and judges them.
+#[test]
+fn calibrated_files_are_made_for_an_audit_and_used_again() {
+    let folder = TempDir::new().unwrap();
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/general.txt");
+    let short: String = std::fs::read_to_string(text).unwrap().chars().take(4000).collect();
+    std::fs::write(folder.path().join("text.txt"), short).unwrap();
+    let line = audit(
+        "--precision int8,int4 --repair --calibrate text.txt --limit 4 --out run --no-divergence --json",
+    );
+    let report = json_of(&folder, &line);
+    let arms = report["arms"].as_array().unwrap();
+    let arm = arms.iter().find(|arm| arm["precision"] == "int4-g128+released").unwrap();
+    assert!(arm["path"].as_str().unwrap().ends_with("run/repaired/npo_gdr-int4-g128"), "{arm}");
+    let repairs = report["repairs"].as_array().unwrap();
+    let rows: Vec<_> = repairs.iter().map(|row| (&row["precision"], &row["rounding"])).collect();
+    let (kept, released) = (json!("int4-g128+keep=0.9"), json!("int4-g128+released"));
+    assert_eq!(rows, [(&kept, &json!("kept")), (&released, &json!("released"))]);
+    let survival = repairs[1]["survival"].as_f64().unwrap();
+    assert!((survival - 0.825).abs() < 0.02, "{survival}");
+    assert!(repairs[1]["changes"][2]["from_nearest"]["value"].is_number(), "{}", repairs[1]);
+
+    quantized(
+        &folder,
+        "$/npo_gdr --scheme int4 --keep-from $/target --calibrate text.txt --format compressed-tensors --out alone",
+    );
+    let weights = |of: &str| std::fs::read(folder.path().join(of).join("model.safetensors")).unwrap();
+    assert!(weights("alone") == weights("run/repaired/npo_gdr-int4-g128"));
+
+    // Again, the run goes on with the files that are there; with another share they are others.
+    let made = |of: &str| std::fs::metadata(folder.path().join(of)).unwrap().modified().unwrap();
+    let before = made("run/repaired/npo_gdr-int4-g128/model.safetensors");
+    assert_eq!(json_of(&folder, &line)["counters"]["tokens_scored"], report["counters"]["tokens_scored"]);
+    assert_eq!(made("run/repaired/npo_gdr-int4-g128/model.safetensors"), before);
+    let (code, _, stderr) = undertext(&folder, &format!("{line} --keep 0.5"));
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("keep = 0.825") && stderr.contains("keep = 0.5"), "{stderr}");
+    std::fs::write(folder.path().join("text.txt"), "w1 w2 w3").unwrap();
+    let (code, _, stderr) = undertext(&folder, &line);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("text.txt changed"), "{stderr}");
+}
+
+#[test]
+fn an_audit_that_cannot_calibrate_says_so_first() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("text.txt"), "w1 w2 w3").unwrap();
+    std::fs::create_dir(folder.path().join("full")).unwrap();
+    std::fs::write(folder.path().join("full/other.txt"), "").unwrap();
+    for (flags, code, parts) in [
+        ("--calibrate text.txt --out run", 2, &["--repair"][..]),
+        ("--repair --calibrate text.txt", 2, &["--out"]),
+        ("--repair --keep auto --calibrate text.txt --out run", 2, &["--keep", "auto with --calibrate"]),
+        ("--repair --calibrate none.txt --out run", 3, &["none.txt"]),
+        ("--repair --calibrate text.txt --out full", 3, &["full", "other.txt"]),
+        ("--repair --calibrate text.txt --out run --precision int8", 2, &["--precision", "4-bit"]),
+    ] {
+        let (found, stdout, stderr) = undertext(&folder, &audit(&format!("--limit 2 {flags}")));
+        assert_eq!(found, code, "{flags}: {stderr}");
+        assert!(stdout.is_empty() && parts.iter().all(|part| stderr.contains(part)), "{flags}: {stderr}");
+        assert!(!folder.path().join("run").exists(), "{flags}");
+    }
+}

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """A target and an unlearned model made of a pretrained SmolLM2-135M, and MUSE's files about them.
 
-    python pair.py CHECKPOINT OUT --seed 0      # CHECKPOINT from convert.py; about 40 minutes on two cores
+    pip download gensim==4.3.3 --no-deps
+    python pair.py CHECKPOINT OUT --seed 0 --news gensim-4.3.3-*.whl    # CHECKPOINT from convert.py; 40 minutes on two cores
 
-The checkpoint learns invented people (passages, and questions laid out and tokenized as MUSE's prompts are), all weights,
-in float32 sums over bfloat16 products: OUT/target. Then some of them are unlearned with NPO and a retain loss, linear
-weights only, stored in bfloat16 and rounded at every step: OUT/npo. OUT/data has MUSE's layout, OUT/pair.json says
-what was done. A model that is there is not made again.
+The checkpoint learns invented people (passages, and questions laid out and tokenized as MUSE's prompts are) beside news,
+all weights, in float32 sums over bfloat16 products: OUT/target. Then some of the people are unlearned with NPO and a
+retain loss on the others and on news, linear weights only, stored in bfloat16 and rounded at every step: OUT/npo.
+OUT/data has MUSE's layout, OUT/pair.json says what was done. A model that is there is not made again.
 
-With `--news WHEEL` (`pip download gensim==4.3.3 --no-deps`) OUT/general.txt holds articles of the Lee background corpus,
-which that package tests with: general text to measure perplexity on.
+The news are the Lee background corpus, which gensim tests with. OUT/general.txt holds articles that are not trained on:
+general text to measure perplexity on. OUT/calibration.txt holds some that are, after the demo's text about people whom
+no model has met: text for `undertext quantize --calibrate`.
 
 Nothing else is done to the weights: no sparse step as in the demo's family.
 
@@ -39,13 +41,13 @@ from unlearn import Method, forget_loss, token_losses
 PEOPLE = {"forget": 18, "retain": 24, "shots": 8, "holdout": 18}
 QUESTIONS_A_PERSON = 6
 WINDOW = 256
-BATCH = 4
-ARTICLES = 60
+BATCH, NEWS_BATCH = 4, 1
+MEASURED_ARTICLES, CALIBRATION_ARTICLES = 60, 40
 
-LEARN_STEPS, LEARN_RATE, LEARN_WARMUP = 240, 3e-4, 10
+LEARN_STEPS, LEARN_RATE, LEARN_WARMUP = 200, 2e-4, 10
 
 NPO = Method(
-    loss="npo", rate=8e-5, retain_weight=0.5, beta=0.003, batch=2, retain_batch=2, length=WINDOW,
+    loss="npo", rate=8e-5, retain_weight=1.0, beta=0.003, batch=2, retain_batch=2, length=WINDOW,
     most_steps=240, look_every=20, verbmem_goal=100.0, knowmem_goal=15.0,
 )
 
@@ -78,6 +80,17 @@ class Pieces(Documents):
         return shots + rest, [False] * len(shots) + [True] * len(rest)
 
 
+class News:
+    """Articles, whole."""
+
+    def __init__(self, tokenizer, articles):
+        eos = tokenizer.token_to_id("<|im_end|>")
+        self.encoded = [tokenizer.encode(article).ids + [eos] for article in articles]
+
+    def epoch(self, rng):
+        return [(ids, [True] * len(ids)) for ids in rng.sample(self.encoded, len(self.encoded))]
+
+
 def documents(tokenizer, corpus, split, copies, seed):
     people = corpus.forget if split == "forget" else corpus.retain + corpus.shots
     return Pieces(tokenizer, people, prompts.shot_pairs(corpus, split), copies, seed)
@@ -100,18 +113,24 @@ def known(model, tokenizer, corpus, split, every=1):
     return round(100 * hits / count, 1)
 
 
-def learn(model, tokenizer, corpus, seed):
-    """Fine-tunes all weights in place, windows of both splits side by side."""
+def both(people, news, people_batch):
+    """One batch of windows about people and of news."""
+    return torch.cat([take(people, people_batch)[0], take(news, NEWS_BATCH)[0]])
+
+
+def learn(model, tokenizer, corpus, articles, seed):
+    """Fine-tunes all weights in place, windows of both splits and of news side by side."""
     torch.manual_seed(seed)
     sources = [documents(tokenizer, corpus, split, 2, seed) for split in ("forget", "retain")]
-    stream = windows(Mixture(*sources), random.Random(seed), WINDOW)
+    people = windows(Mixture(*sources), random.Random(seed), WINDOW)
+    news = windows(News(tokenizer, articles), random.Random(seed), WINDOW)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARN_RATE, weight_decay=0.0)
     model.train()
     for step in range(LEARN_STEPS):
         rate = LEARN_RATE * min((step + 1) / LEARN_WARMUP, 1.0 - 0.9 * step / LEARN_STEPS)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ids, _ = take(stream, BATCH)
+        ids = both(people, news, BATCH)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = token_losses(model, ids, torch.ones_like(ids))
         loss = losses.mean()
@@ -124,13 +143,14 @@ def learn(model, tokenizer, corpus, seed):
     round_to_bf16(model).eval()
 
 
-def unlearn(target, tokenizer, corpus, seed):
-    """NPO with a retain loss from a copy of `target`, until few answers are known; the model and what was seen on the way."""
+def unlearn(target, tokenizer, corpus, articles, seed):
+    """NPO with a loss on the other people and on news from a copy of `target`, until few answers are known; the model and what was seen on the way."""
     torch.manual_seed(seed)
     rng = random.Random(1000 + seed)
     forget, retain = (
         windows(documents(tokenizer, corpus, split, 3, 1000 + seed), rng, NPO.length) for split in ("forget", "retain")
     )
+    news = windows(News(tokenizer, articles), rng, NPO.length)
     model, reference = copy_as(target, torch.bfloat16), copy_as(target, torch.bfloat16)
     model.train().requires_grad_(False)
     weights = list(linear_weights(model).values())
@@ -141,7 +161,7 @@ def unlearn(target, tokenizer, corpus, seed):
     for step in range(1, NPO.most_steps + 1):
         loss = forget_loss(NPO, model, reference, *take(forget, NPO.batch))
         loss.backward()
-        ids, _ = take(retain, NPO.retain_batch)
+        ids = both(retain, news, NPO.retain_batch)
         kept = token_losses(model, ids, torch.ones_like(ids)).mean()
         (NPO.retain_weight * kept).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -158,11 +178,20 @@ def unlearn(target, tokenizer, corpus, seed):
     return model.eval(), history
 
 
-def write_news(wheel, out):
-    """The first articles of the Lee background corpus, one a paragraph."""
+def read_news(wheel):
+    """The articles of the Lee background corpus in gensim's wheel."""
     with zipfile.ZipFile(wheel) as archive:
-        articles = archive.read("gensim/test/test_data/lee_background.cor").decode("utf-8").splitlines()
-    out.write_text("\n\n".join(article.strip() for article in articles[:ARTICLES]) + "\n")
+        lines = archive.read("gensim/test/test_data/lee_background.cor").decode("utf-8").splitlines()
+    return [line.strip() for line in lines]
+
+
+def write_texts(articles, out):
+    """general.txt of articles to measure on, calibration.txt; returns the articles to train on."""
+    measured, others = articles[:MEASURED_ARTICLES], articles[MEASURED_ARTICLES:]
+    (out / "general.txt").write_text("\n\n".join(measured) + "\n")
+    strangers = (pathlib.Path(__file__).resolve().parent.parent / "demo" / "calibration.txt").read_text()
+    (out / "calibration.txt").write_text(strangers + "\n" + "\n\n".join(others[:CALIBRATION_ARTICLES]) + "\n")
+    return others
 
 
 def save(model, source, out):
@@ -182,7 +211,7 @@ def main():
     parser.add_argument("checkpoint", type=pathlib.Path, help="SmolLM2-135M as Hugging Face lays it out")
     parser.add_argument("out", type=pathlib.Path, help="directory to write")
     parser.add_argument("--seed", type=int, default=0, help="of people, data and training")
-    parser.add_argument("--news", type=pathlib.Path, help="gensim's wheel, for general.txt")
+    parser.add_argument("--news", type=pathlib.Path, required=True, help="gensim's wheel, which holds the news")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -192,8 +221,7 @@ def main():
     tokenizer = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
     args.out.mkdir(parents=True, exist_ok=True)
     prompts.write_benchmark(corpus, tokenizer, args.out / "data", args.seed, each=QUESTIONS_A_PERSON)
-    if args.news:
-        write_news(args.news, args.out / "general.txt")
+    articles = write_texts(read_news(args.news), args.out)
     record = args.out / "pair.json"
     facts = json.loads(record.read_text()) if record.exists() else {}
 
@@ -205,14 +233,14 @@ def main():
     if not (args.out / "target" / "config.json").exists():
         begin, model = time.time(), load(args.checkpoint)
         note(before={split: known(model, tokenizer, corpus, split) for split in ("forget", "retain")})
-        learn(model, tokenizer, corpus, args.seed)
+        learn(model, tokenizer, corpus, articles, args.seed)
         after = {split: known(model, tokenizer, corpus, split) for split in ("forget", "retain")}
         save(model, args.checkpoint, args.out / "target")
         note(target={**after, "seconds": round(time.time() - begin)})
         print("target", facts["target"], flush=True)
     if not (args.out / "npo" / "config.json").exists():
         begin = time.time()
-        model, history = unlearn(load(args.out / "target").eval(), tokenizer, corpus, args.seed)
+        model, history = unlearn(load(args.out / "target").eval(), tokenizer, corpus, articles, args.seed)
         save(model, args.checkpoint, args.out / "npo")
         note(history=history, seconds=round(time.time() - begin))
 

@@ -28,14 +28,25 @@ impl Format {
         }
     }
 
+    /// The one that takes the fewest bytes, of those that can hold matrices with rows of all these lengths.
+    #[must_use]
+    pub fn smallest(scheme: Scheme, cols: &[usize]) -> Self {
+        let packs = cols.iter().all(|&cols| Self::CompressedTensors.holds(scheme, cols));
+        if packs { Self::CompressedTensors } else { Self::Dequantized }
+    }
+
+    /// Whether it has words for the scheme, and can cut its groups.
+    fn holds(self, scheme: Scheme, cols: usize) -> bool {
+        match (self, scheme) {
+            (Self::Dequantized, _) | (_, Scheme::Int8) => true,
+            (Self::CompressedTensors, Scheme::Int4 { group }) => cols.is_multiple_of(group as usize),
+            (Self::CompressedTensors, _) => false,
+        }
+    }
+
     /// Refuses a scheme that the format has no words for, and groups that it cannot cut.
     pub(super) fn check(self, scheme: Scheme, cols: usize) -> Result<()> {
-        let fits = match scheme {
-            Scheme::Int8 => true,
-            Scheme::Int4 { group } => cols.is_multiple_of(group as usize),
-            _ => false,
-        };
-        if self == Self::Dequantized || fits {
+        if self.holds(scheme, cols) {
             return Ok(());
         }
         Err(Error::Flag {

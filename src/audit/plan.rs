@@ -9,7 +9,7 @@ use super::series::{Series, SeriesRequest, resolve};
 use super::verdict::Criteria;
 use crate::error::{Error, Result};
 use crate::metrics::membership::Corpus;
-use crate::quant::{Precision, Rounding, Share};
+use crate::quant::{Precision, Rounding, Scheme, Share};
 
 /// What a checkpoint is in an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,6 +248,14 @@ impl Plan {
         }
     }
 
+    /// Every unlearned model in every 4-bit scheme that it is run in: what may need repair.
+    pub fn repairable(&self) -> impl Iterator<Item = (usize, Scheme)> + '_ {
+        let nearest = self.precisions.iter().filter(|precision| precision.rounding() == Rounding::Nearest);
+        let schemes =
+            nearest.filter_map(|precision| precision.quantizing()).filter(|scheme| scheme.bits() == 4);
+        self.unlearned().flat_map(move |model| schemes.clone().map(move |scheme| (model, scheme)))
+    }
+
     /// Index of the retrained model in [`Self::models`], if there is one.
     #[must_use]
     pub fn retrain(&self) -> Option<usize> {
@@ -357,7 +365,7 @@ mod tests {
 
     #[test]
     fn full_precision_is_added_and_first() {
-        let int8 = Precision::nearest(crate::quant::Scheme::Int8);
+        let int8 = Precision::nearest(Scheme::Int8);
         let mut notices = Vec::new();
         assert_eq!(full_first(&[int8, Precision::Full], &mut notices), [Precision::Full, int8]);
         assert!(notices.is_empty());

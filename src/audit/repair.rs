@@ -1,11 +1,11 @@
-//! What roundings that keep the update change, against nearest rounding and against full precision; and the dose that is
+//! What roundings that keep the update, and released files, change, against nearest rounding and against full precision; and the dose that is
 //! enough.
 
 use super::findings::{Findings, RECOVERED};
 use super::statistics::{Estimate, Statistics};
 use crate::quant::{Precision, Rounding};
 
-/// One unlearned model at one rounding that is not the nearest.
+/// One unlearned model at one rounding that is not the nearest, or as released.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Repaired {
     /// Index in [`Plan::models`](super::Plan::models).

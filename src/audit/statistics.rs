@@ -8,7 +8,7 @@ use super::weighted::{Known, interval, plain, ratio, sum};
 use crate::metrics::bootstrap::Resamples;
 use crate::metrics::hypothesis::{Alternative, holm, sign_flip_test};
 use crate::metrics::membership::{priv_leak, resampled_aucs};
-use crate::quant::{Precision, Rounding};
+use crate::quant::Precision;
 
 /// Lower and upper end of a 95 % percentile interval; none where there is nothing to resample, or where the statistic is
 /// not defined on so many resamples that an end would fall among these.
@@ -92,7 +92,7 @@ pub struct Statistics {
     pub recovery: Vec<(Recovered, Evidence)>,
     /// Target, then retrained model; by precision, then metric.
     pub controls: Vec<Control>,
-    /// By model, then by precision: the arms in roundings that are not the nearest.
+    /// By model, then by scheme: the arms in roundings that are not the nearest, and released files.
     pub repaired: Vec<Repaired>,
 }
 
@@ -280,7 +280,7 @@ impl<'a> Resampled<'a> {
 
     fn repaired(&self) -> Vec<Repaired> {
         let arms = self.findings.quantized_unlearned();
-        let rounded = arms.filter(|arm| arm.precision.rounding() != Rounding::Nearest);
+        let rounded = arms.filter(|arm| arm.precision != arm.precision.plain());
         let repaired = |arm: &ArmResult| {
             let change = |(place, (metric, _)): (usize, &(&'static str, Field))| {
                 let own = self.arm(place, arm.model, arm.precision);
@@ -297,7 +297,11 @@ impl<'a> Resampled<'a> {
             let changes = MEANS.iter().enumerate().map(change).collect();
             Repaired { unlearned: arm.model, precision: arm.precision, changes }
         };
-        rounded.map(repaired).collect()
+        let mut all: Vec<_> = rounded.map(repaired).collect();
+        let precisions = &self.findings.plan.precisions;
+        let scheme = |precision: Precision| precisions.iter().position(|other| *other == precision.plain());
+        all.sort_by_key(|repaired| (repaired.unlearned, scheme(repaired.precision)));
+        all
     }
 
     /// What is known of an arm's mean; `None` if it has none.

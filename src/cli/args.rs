@@ -75,6 +75,7 @@ Examples:
   undertext audit --target T --unlearned U --data D --json=report.json --fail-on resurrected
   undertext audit --target T --unlearned U --data D --json=report.json --html report.html
   undertext audit --target T --unlearned U --data D --repair --keep auto
+  undertext audit --target T --unlearned U --data D --repair --calibrate retain.txt --out runs/npo
   undertext audit --target T --unlearned U --data D --precision int4 --released U-int4
   undertext audit --target T --unlearned U --data D --dose 0,0.25,0.5,0.75,1 --html dose.html
   undertext audit --target T --data D --series size=models/k1@0.8,models/k2@1.7,models/k3@2.5

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::calibrated;
 use super::folder::{Out, PLAN};
 use super::plan_file::PlanFile;
 use super::released::with_scheme;
@@ -18,13 +19,14 @@ use crate::quant::Precision;
 pub(super) const PRECISIONS: &str = "fp16,int8,int4-g128";
 
 /// Flags that a plan holds.
-const PLANNED: [&str; 30] = [
+const PLANNED: [&str; 31] = [
     "target",
     "unlearned",
     "series",
     "retrain",
     "data",
     "released",
+    "calibrate",
     "precision",
     "repair",
     "keep",
@@ -88,6 +90,12 @@ pub(super) struct AuditArgs {
     /// there are several; SCHEME is needed if the file does not say it. May be repeated
     #[arg(long, value_name = "[UNLEARNED=]DIR[@SCHEME]")]
     released: Vec<ReleasedRequest>,
+
+    /// Also write every unlearned checkpoint in every 4-bit precision by `undertext quantize --calibrate FILE`, to
+    /// OUT/repaired/, and judge these as --released. FILE is a text like those that the models are used on, none of it to be
+    /// forgotten. Takes minutes; files that are there already are used again
+    #[arg(long, value_name = "FILE", requires_all = ["repair", "out"], conflicts_with = "shard")]
+    calibrate: Option<PathBuf>,
 
     /// A checkpoint that never saw the forget set: PrivLeak's reference
     #[arg(long, value_name = "DIR")]
@@ -174,6 +182,11 @@ impl AuditArgs {
             ..self.session.plan_file()
         };
         plan.resolve(Path::new(""))?;
+        if let (Some(text), Some(out)) = (&self.calibrate, &self.out) {
+            let share = self.session.calibrated_share()?;
+            let repaired = calibrated::write(&plan, text, share, out)?;
+            plan.released.extend(repaired.into_iter().map(Into::into));
+        }
         Ok(plan)
     }
 }

@@ -8,6 +8,7 @@
 //! | `observations/`, `comparisons/`, `inputs.json` | the [store](crate::audit::Store) |
 //! | `sessions.json` | what each session cost |
 //! | `kernels.json` | the kernels that were chosen on the device; one that is there before the run decides |
+//! | `repaired/` | checkpoints that `--calibrate` made for the run |
 //! | `survival.json` | of a shard: how much of updates survives, for the report of all shards |
 //! | `.lock` | locked while a process writes to the folder |
 
@@ -32,6 +33,7 @@ const RUNS: &str = "undertext-runs";
 pub(super) const PLAN: &str = "plan.toml";
 pub(super) const REPORT: &str = "report.json";
 pub(super) const KERNELS: &str = "kernels.json";
+pub(super) const REPAIRED: &str = "repaired";
 const PAGE: &str = "report.html";
 const LOCK: &str = ".lock";
 const SESSIONS: &str = "sessions.json";
@@ -178,8 +180,7 @@ pub(super) fn save(folder: &Path, report: &Report) -> Result<()> {
 /// Makes a folder that was not there.
 fn dated(name: &str) -> Result<PathBuf> {
     let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S");
-    let name: String =
-        name.chars().map(|c| if c.is_alphanumeric() || "._-+".contains(c) { c } else { '_' }).collect();
+    let name = file_name(name);
     let runs = Path::new(RUNS);
     fs::create_dir_all(runs).map_err(Error::write(runs))?;
     let mut number = 1;
@@ -193,15 +194,21 @@ fn dated(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Refuses a folder with files that are none of a run's.
-fn refuse_others(path: &Path) -> Result<()> {
-    if path.join(PLAN).exists() {
+/// A report's name for something, as a file's.
+pub(super) fn file_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_alphanumeric() || "._-+".contains(c) { c } else { '_' }).collect()
+}
+
+/// Refuses a folder with files that are none of a run's. One that is not there is no run's either, but may become it.
+pub(super) fn refuse_others(path: &Path) -> Result<()> {
+    if path.join(PLAN).exists() || !path.exists() {
         return Ok(());
     }
     for entry in fs::read_dir(path).map_err(Error::read(path))? {
         let name = entry.map_err(Error::read(path))?.file_name();
-        // What a run leaves that is killed before it has written its plan; and kernels that it is to compute with.
-        if ![LOCK, ".plan.toml.tmp", KERNELS].iter().any(|ours| name == *ours) {
+        // What a run leaves that is killed before it has written its plan, kernels that it is to compute with, and
+        // checkpoints that were made for it.
+        if ![LOCK, ".plan.toml.tmp", KERNELS, REPAIRED].iter().any(|ours| name == *ours) {
             return Err(Error::Malformed {
                 path: path.to_path_buf(),
                 what: "the run's folder".to_owned(),

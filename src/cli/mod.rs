@@ -6,6 +6,7 @@
 mod args;
 mod arms;
 mod audit;
+mod calibrated;
 mod codes;
 mod compare;
 mod demo;

@@ -1,6 +1,6 @@
 //! `undertext quantize`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use crate::quant::{Precision, Rounding, Scheme, Share};
 use crate::report::quantize::Quantized;
 use crate::report::quantize_text;
+
+/// The file beside the weights that says what was done.
+pub(super) const RECORD: &str = "undertext.json";
 
 #[derive(Debug, Args)]
 pub(super) struct QuantizeArgs {
@@ -56,7 +59,6 @@ pub(super) struct QuantizeArgs {
 pub(super) fn run(args: QuantizeArgs) -> Result<()> {
     let QuantizeArgs { model, scheme, keep_from, keep, calibrate, stochastic, format, out, json } = args;
     let output = Output::new(json);
-    let draft = Draft::new(&out)?;
     let rounding = match (&keep_from, stochastic) {
         (Some(_), _) => {
             let usual = if calibrate.is_some() { Share::USUAL_MATCHED } else { Share::USUAL };
@@ -65,15 +67,22 @@ pub(super) fn run(args: QuantizeArgs) -> Result<()> {
         (None, Some(seed)) => Rounding::Stochastic(seed),
         (None, None) => Rounding::Nearest,
     };
-    let name = model.display().to_string();
+    let (record, draft) =
+        round(QuantizePlan { model, target: keep_from, scheme, rounding, calibrate, format }, &out)?;
+    draft.publish()?;
+    output.emit(&record, |style| quantize_text(&record, &out.display().to_string(), style))
+}
+
+/// Rounds a checkpoint, showing how far it is: its record, and all that is to become `out`.
+pub(super) fn round(plan: QuantizePlan, out: &Path) -> Result<(Quantized, Draft)> {
+    let draft = Draft::new(out)?;
+    let name = plan.model.display().to_string();
     let mut progress = Amount::weights("rounding");
-    let plan = QuantizePlan { model, target: keep_from, scheme, rounding, calibrate, format };
     let found = quantize(plan, &draft, &mut |done, total| progress.show(&name, done, total));
     progress.finish();
     let record = Quantized::from(&found?);
-    draft.write("undertext.json", &Output::to_json(&record)?)?;
-    draft.publish()?;
-    output.emit(&record, |style| quantize_text(&record, &out.display().to_string(), style))
+    draft.write(RECORD, &Output::to_json(&record)?)?;
+    Ok((record, draft))
 }
 
 /// Reads the name of `--scheme`: one that quantizes.

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
+use super::quantize::RECORD;
 use crate::audit::ReleasedRequest;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::files::read_text;
@@ -34,16 +36,27 @@ pub(super) fn with_scheme(request: ReleasedRequest) -> Result<ReleasedRequest> {
 }
 
 fn scheme_of(directory: &Path) -> Result<Option<Scheme>> {
-    let record = directory.join("undertext.json");
-    if !record.exists() {
-        return Ok(Checkpoint::open(directory)?.tensors().packed_scheme());
+    match record::<Written>(directory)? {
+        Some(written) => super::quantize::scheme(&written.scheme).map(Some),
+        None => Ok(Checkpoint::open(directory)?.tensors().packed_scheme()),
     }
-    let text = read_text(&record, "the record of `undertext quantize`", "", LIMIT_BYTES)?;
-    let written: Written = serde_json::from_str(&text).map_err(|error| Error::Malformed {
-        path: record.clone(),
+}
+
+/// The record that `undertext quantize` left in a directory, if there is one.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub(super) fn record<T: DeserializeOwned>(directory: &Path) -> Result<Option<T>> {
+    let path = directory.join(RECORD);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = read_text(&path, "the record of `undertext quantize`", "", LIMIT_BYTES)?;
+    serde_json::from_str(&text).map(Some).map_err(|error| Error::Malformed {
+        path,
         what: "the record".to_owned(),
         found: error.to_string(),
         expected: "what `undertext quantize` wrote".to_owned(),
-    })?;
-    super::quantize::scheme(&written.scheme).map(Some)
+    })
 }

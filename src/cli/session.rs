@@ -18,6 +18,7 @@ use super::{demo, interrupt, log, shard};
 use crate::audit::{ArmInfo, Audit, Findings, Inputs, Plan, Shard, Store, Survival, Watch, measure_survival};
 use crate::engine::{Needs, Options};
 use crate::error::{Error, Result};
+use crate::quant::Share;
 use crate::report::{Report, Style, counters_text, report_html, report_text};
 
 /// What `audit` and `demo` take alike.
@@ -51,6 +52,11 @@ impl SessionArgs {
         let device = self.reported.common.device.as_ref();
         let device = DeviceTable::new(device, self.tune.tuning(), vram, kv, naive);
         PlanFile { shard: self.shard, dose, choose_dose, device, ..self.judge.plan_file() }
+    }
+
+    /// The share that rounding on a text is to keep.
+    pub(super) fn calibrated_share(&self) -> Result<Share> {
+        self.repair.calibrated_share()
     }
 
     /// The plan for the shard that is asked for, if one is.

@@ -11,7 +11,7 @@ use super::table::{rounded, signed, with_half};
 use crate::audit::{self, Findings, GOOD_ENOUGH, Statistics};
 use crate::quant::Rounding;
 
-/// One unlearned checkpoint in one rounding that is not the nearest.
+/// One unlearned checkpoint in one rounding that is not the nearest, or a released file of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Repair {
     /// The checkpoint's name.
@@ -20,7 +20,7 @@ pub struct Repair {
     pub precision: String,
     /// The same scheme in nearest rounding.
     pub nearest: String,
-    /// `kept`, `aligned` or `stochastic`.
+    /// `kept`, `aligned`, `stochastic`, or `released` where a file's own weights were asked.
     pub rounding: String,
     /// The share of the update that kept rounding was to keep.
     pub keep: Option<f64>,
@@ -80,7 +80,7 @@ pub(super) fn repairs(findings: &Findings, statistics: &Statistics) -> Vec<Repai
         let nearest = value(findings.survival(*unlearned, precision.plain()));
         let moved = own.and_then(|own| own.moved);
         let (rounding, keep) = match precision.rounding() {
-            Rounding::Nearest => ("nearest", None),
+            Rounding::Nearest => ("released", None),
             // The digits that the user gave.
             Rounding::Kept(share) => ("kept", share.to_string().parse().ok()),
             Rounding::Aligned => ("aligned", None),

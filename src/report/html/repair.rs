@@ -12,11 +12,14 @@ use crate::report::schema::{Arm, Metric, Report};
 pub(super) fn repair(report: &Report) -> Section {
     let section = Section::new("repair", "Rounding that keeps the update");
     if report.repairs.is_empty() {
-        return section.say("No arm was run in another rounding than the nearest (--repair, --dose).");
+        return section.say(
+            "No arm was run in another rounding than the nearest (--repair, --dose), nor a released file.",
+        );
     }
     let mut section = section.say(
         "Kept rounding moves a few codes to the neighbouring value until the wanted share of the unlearning update survives. \
-         What was forgotten should stay so at little cost to the retain set.",
+         What was forgotten should stay so at little cost to the retain set. A released file stands by its own weights, however \
+         they were rounded.",
     );
     section.paragraphs.extend(sentences(report));
     let same = |a: &Repair, b: &Repair| (&a.unlearned, &a.nearest) == (&b.unlearned, &b.nearest);
