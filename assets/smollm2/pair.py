@@ -47,9 +47,11 @@ MEASURED_ARTICLES, CALIBRATION_ARTICLES = 60, 40
 LEARN_STEPS, LEARN_RATE, LEARN_WARMUP = 200, 2e-4, 10
 
 NPO = Method(
-    loss="npo", rate=8e-5, retain_weight=1.0, beta=0.003, batch=2, retain_batch=2, length=WINDOW,
-    most_steps=240, look_every=20, verbmem_goal=100.0, knowmem_goal=15.0,
+    loss="npo", rate=8e-5, retain_weight=2.0, beta=0.003, batch=2, retain_batch=2, length=WINDOW,
+    most_steps=240, look_every=20, verbmem_goal=100.0, knowmem_goal=20.0,
 )
+# Answers about the others that must be known, percent, for unlearning to be over: the retain set falls first, then recovers.
+RETAIN_GOAL = 85.0
 
 
 class Pieces(Documents):
@@ -144,7 +146,8 @@ def learn(model, tokenizer, corpus, articles, seed):
 
 
 def unlearn(target, tokenizer, corpus, articles, seed):
-    """NPO with a loss on the other people and on news from a copy of `target`, until few answers are known; the model and what was seen on the way."""
+    """NPO with a loss on the other people and on news from a copy of `target`, until few answers about the people to forget
+    are known and many about the others; the model and what was seen on the way."""
     torch.manual_seed(seed)
     rng = random.Random(1000 + seed)
     forget, retain = (
@@ -173,7 +176,7 @@ def unlearn(target, tokenizer, corpus, articles, seed):
             model.train()
             history.append({"step": step, "forget loss": round(loss.item(), 3), "retain loss": round(kept.item(), 3), **seen})
             print("unlearn", history[-1], flush=True)
-            if seen["forget"] <= NPO.knowmem_goal:
+            if seen["forget"] <= NPO.knowmem_goal and seen["retain"] >= RETAIN_GOAL:
                 break
     return model.eval(), history
 
@@ -229,7 +232,7 @@ def main():
         facts.update(more)
         record.write_text(json.dumps(facts, indent=1) + "\n")
 
-    note(seed=args.seed, people=PEOPLE, npo=dataclasses.asdict(NPO))
+    note(seed=args.seed, people=PEOPLE, npo=dataclasses.asdict(NPO), retain_goal=RETAIN_GOAL)
     if not (args.out / "target" / "config.json").exists():
         begin, model = time.time(), load(args.checkpoint)
         note(before={split: known(model, tokenizer, corpus, split) for split in ("forget", "retain")})

@@ -32,6 +32,12 @@ const DAMPING: f64 = 0.01;
 /// The goal is reached within this part of it.
 const TOLERANCE: f64 = 1.0 / 64.0;
 
+/// Rows whose first gradients are made in one pass over the moments, which do not fit a cache.
+const ROWS: usize = 8;
+
+/// Steps that are looked at side by side; columns are multiples of it.
+const LANES: usize = 8;
+
 /// A change of the error below this part of its scale is none.
 const NEGLIGIBLE: f64 = 1e-12;
 
@@ -115,29 +121,46 @@ pub fn matched(
     let targets = decode(&encode(scheme, target, rows, cols));
     let near: Packed = packed.clone();
     let values = decode(&near);
-    let words = packed.words.par_chunks_mut(cols / scheme.per_word());
-    let rows = words.enumerate().map(|(row, words)| {
-        let range = row * cols..(row + 1) * cols;
-        let first = range.start;
-        let own_scales = |column: usize| scales(&near, &grouping, first + column);
-        let mut search = Search::new(
-            scheme,
-            &own_scales,
-            [&target[range.clone()], &unlearned[range.clone()]],
-            [&targets[range.clone()], &values[range.clone()]],
-            moments,
-            f64::from(share),
-        );
-        search.run();
-        for (column, code) in search.codes.iter().enumerate() {
-            let moved = *code != near.code(range.start + column);
-            search.outcome.moved += u64::from(moved);
-            if moved {
-                put(scheme, words, column, *code);
-            }
+    let (near, grouping) = (&near, &grouping);
+    let row_words = cols / scheme.per_word();
+    let blocks = packed.words.par_chunks_mut(ROWS * row_words).enumerate();
+    let rows = blocks.flat_map_iter(|(block, words)| {
+        let first = block * ROWS;
+        let ranges = (first..first + words.len() / row_words).map(|row| row * cols..(row + 1) * cols);
+        let mut searches: Vec<_> = ranges
+            .map(|range| {
+                let start = range.start;
+                let own_scales = move |column: usize| scales(near, grouping, start + column);
+                let search = Search::new(
+                    scheme,
+                    own_scales,
+                    [&target[range.clone()], &unlearned[range.clone()]],
+                    [&targets[range.clone()], &values[range.clone()]],
+                    moments,
+                    f64::from(share),
+                );
+                (range, search)
+            })
+            .collect();
+        // In the order of the columns for every gradient, whatever the block.
+        for column in 0..cols {
+            let moments = moments.row(column);
+            searches.iter_mut().for_each(|(_, search)| search.start(column, moments));
         }
-        search.outcome.kept = search.survived(&targets[range.clone()]);
-        search.outcome
+        let outcomes =
+            searches.into_iter().zip(words.chunks_mut(row_words)).map(|((range, mut search), words)| {
+                search.run();
+                for (column, code) in search.codes.iter().enumerate() {
+                    let moved = *code != near.code(range.start + column);
+                    search.outcome.moved += u64::from(moved);
+                    if moved {
+                        put(scheme, words, column, *code);
+                    }
+                }
+                search.outcome.kept = search.survived(&targets[range]);
+                search.outcome
+            });
+        outcomes.collect::<Vec<_>>()
     });
     let rows = rows.collect();
     Kept { packed, rows }
@@ -155,14 +178,61 @@ struct Search<'a, S> {
     update: Vec<f64>,
     codes: Vec<u32>,
     values: Vec<f64>,
+    /// `c s - w` of the first codes.
+    error: Vec<f64>,
     /// `A (c s - w)`.
     gradient: Vec<f64>,
+    /// The steps up and those down.
+    steps: [Steps; 2],
     /// How much is still to survive, along `delta`.
     left: f64,
     limit: f64,
     /// The scale of the error.
     size: f64,
     outcome: KeptRow,
+}
+
+/// Every code's way to one of its neighbours, column by column.
+#[derive(Default)]
+struct Steps {
+    /// Twice the change of the value; this times the gradient, and [`Self::square`], is what a step adds to the error.
+    doubled: Vec<f64>,
+    /// The change's square times the moment.
+    square: Vec<f64>,
+    /// What a step brings; NaN where there is no neighbour, so that no bound holds for it.
+    brings: Vec<f64>,
+}
+
+impl Steps {
+    /// The least of `key`, if it is finite, and the first column that has it. `key` is of what a step costs and brings.
+    fn least(&self, gradient: &[f64], key: impl Fn(f64, f64) -> f64) -> Option<(f64, usize)> {
+        let chunks = || {
+            let doubled = self.doubled.as_chunks::<LANES>().0.iter();
+            let square = self.square.as_chunks::<LANES>().0;
+            doubled.zip(square).zip(self.brings.as_chunks::<LANES>().0).zip(gradient.as_chunks::<LANES>().0)
+        };
+        let keys = |(((doubled, square), brings), slopes): (
+            ((&[f64; LANES], &[f64; LANES]), &[f64; LANES]),
+            &[f64; LANES],
+        )| {
+            std::array::from_fn::<f64, LANES, _>(|lane| {
+                key(doubled[lane] * slopes[lane] + square[lane], brings[lane])
+            })
+        };
+        let mut lanes = [f64::INFINITY; LANES];
+        for chunk in chunks() {
+            let found = keys(chunk);
+            for (least, key) in lanes.iter_mut().zip(found) {
+                *least = if key < *least { key } else { *least };
+            }
+        }
+        let least = lanes.into_iter().fold(f64::INFINITY, |least, key| if key < least { key } else { least });
+        if least.is_infinite() {
+            return None;
+        }
+        let place = |(index, chunk)| Some(index * LANES + keys(chunk).iter().position(|key| *key == least)?);
+        chunks().enumerate().find_map(place).map(|column| (least, column))
+    }
 }
 
 /// What to do next.
@@ -180,12 +250,7 @@ enum Choice {
 #[derive(Clone, Copy)]
 struct Step {
     column: usize,
-    code: u32,
-    value: f64,
-    /// What it brings.
-    brings: f64,
-    /// What it adds to the error.
-    costs: f64,
+    up: bool,
 }
 
 impl<'a, S: Fn(usize) -> &'a [f32]> Search<'a, S> {
@@ -219,9 +284,6 @@ impl<'a, S: Fn(usize) -> &'a [f32]> Search<'a, S> {
         let decoded = |(column, &code): (usize, &u32)| f64::from(value(scheme, code, scales(column)));
         let values: Vec<_> = codes.iter().enumerate().map(decoded).collect();
         let error: Vec<_> = values.iter().zip(&wanted).map(|(value, wanted)| value - wanted).collect();
-        let gradient = (0..error.len())
-            .map(|column| moments.row(column).iter().zip(&error).map(|(moment, error)| moment * error).sum());
-        let gradient: Vec<f64> = gradient.collect();
         let need = if squared > 0.0 { share * squared } else { 0.0 };
         let (mut left, mut delta) = (need - along(&values), update.clone());
         // From above, everything is turned round: goals are approached from below.
@@ -229,17 +291,10 @@ impl<'a, S: Fn(usize) -> &'a [f32]> Search<'a, S> {
             left = -left;
             delta.iter_mut().for_each(|delta| *delta = -*delta);
         }
-        let steps = (0..codes.len()).map(|column| {
-            let reach = [true, false].map(|up| neighbour(scheme, codes[column], up));
-            let reach = reach
-                .into_iter()
-                .flatten()
-                .map(|code| f64::from(value(scheme, code, scales(column))) - values[column]);
-            reach.fold(0.0, |most: f64, step| most.max(step.abs())).powi(2) * moments.diagonal(column)
-        });
-        let size = steps.sum();
         let outcome = KeptRow { moved: 0, update: squared, nearest: near, kept: 0.0 };
-        Self {
+        let n = codes.len();
+        let none = || Steps { doubled: vec![0.0; n], square: vec![0.0; n], brings: vec![f64::NAN; n] };
+        let mut search = Self {
             scheme,
             scales,
             moments,
@@ -247,11 +302,36 @@ impl<'a, S: Fn(usize) -> &'a [f32]> Search<'a, S> {
             update,
             codes,
             values,
-            gradient,
+            error,
+            gradient: vec![0.0; n],
+            steps: [none(), none()],
             left,
             limit: need.abs() * TOLERANCE,
-            size,
+            size: 0.0,
             outcome,
+        };
+        (0..n).for_each(|column| search.look(column));
+        let squares = |column: usize| search.steps.iter().map(move |steps| steps.square[column]);
+        search.size = (0..n).map(|column| squares(column).fold(0.0, f64::max)).sum();
+        search
+    }
+
+    /// Adds to the gradients what the first code of a column does to them.
+    fn start(&mut self, column: usize, moments: &[f64]) {
+        let error = self.error[column];
+        self.gradient.iter_mut().zip(moments).for_each(|(slope, moment)| *slope += moment * error);
+    }
+
+    /// Looks where a column's code can go.
+    fn look(&mut self, column: usize) {
+        let (code, scales) = (self.codes[column], (self.scales)(column));
+        let diagonal = self.moments.diagonal(column);
+        for (steps, up) in self.steps.iter_mut().zip([true, false]) {
+            let next = neighbour(self.scheme, code, up).filter(|_| scales[0] != 0.0);
+            let change = next.map(|next| f64::from(value(self.scheme, next, scales)) - self.values[column]);
+            steps.doubled[column] = change.map_or(0.0, |change| 2.0 * change);
+            steps.square[column] = change.map_or(0.0, |change| change * change * diagonal);
+            steps.brings[column] = change.map_or(f64::NAN, |change| change * self.delta[column]);
         }
     }
 
@@ -273,59 +353,53 @@ impl<'a, S: Fn(usize) -> &'a [f32]> Search<'a, S> {
 
     fn choose(&self, price: f64) -> Choice {
         let short = self.left > self.limit;
-        let room = if short { self.left + self.limit } else { (self.left + self.limit).max(0.0) };
-        let fits = |step: &Step| {
-            (step.brings <= 0.0 || step.brings <= room) && (short || step.brings >= self.left - self.limit)
-        };
-        let (mut worth, mut cheapest, mut last) = (None, None, None);
-        // The first of equals stays.
-        let keep = |best: &mut Option<(f64, Step)>, by: f64, step: Step| {
-            if best.is_none_or(|(least, _)| by < least) {
-                *best = Some((by, step));
-            }
-        };
-        for step in self.steps() {
-            let ratio = step.costs / step.brings;
-            if fits(&step) {
-                keep(&mut worth, step.costs - price * step.brings, step);
-                if step.brings > 0.0 {
-                    keep(&mut cheapest, ratio, step);
-                }
-            }
-            if step.brings > 0.0 && step.brings < 2.0 * self.left {
-                keep(&mut last, ratio, step);
-            }
+        let most = (self.left + self.limit).max(0.0);
+        let least = if short { f64::NEG_INFINITY } else { self.left - self.limit };
+        let fits = |brings: f64| brings <= most && brings >= least;
+        let or_none = |is: bool, key: f64| if is { key } else { f64::INFINITY };
+        let worth = self.first(|costs, brings| or_none(fits(brings), costs - price * brings));
+        if let Some((change, step)) = worth
+            && change < -NEGLIGIBLE * self.size
+        {
+            return Choice::Worth(step);
         }
-        match (worth, cheapest, last) {
-            (Some((change, step)), ..) if change < -NEGLIGIBLE * self.size => Choice::Worth(step),
-            (_, Some((ratio, step)), _) if short => Choice::At(ratio, step),
-            (_, None, Some((_, step))) if short => Choice::Last(step),
-            _ => Choice::None,
+        if !short {
+            return Choice::None;
+        }
+        let cheapest = self.first(|costs, brings| or_none(fits(brings) && brings > 0.0, costs / brings));
+        if let Some((ratio, step)) = cheapest {
+            return Choice::At(ratio, step);
+        }
+        let twice = 2.0 * self.left;
+        let last = self.first(|costs, brings| or_none(brings > 0.0 && brings < twice, costs / brings));
+        last.map_or(Choice::None, |(_, step)| Choice::Last(step))
+    }
+
+    /// The step with the least key, which is of its costs and what it brings; of equals the first, those up before those down.
+    fn first(&self, key: impl Fn(f64, f64) -> f64 + Copy) -> Option<(f64, Step)> {
+        let [up, down] = &self.steps;
+        let up = up.least(&self.gradient, key).map(|(least, column)| (least, Step { column, up: true }));
+        let down = down.least(&self.gradient, key).map(|(least, column)| (least, Step { column, up: false }));
+        match (up, down) {
+            (Some(up), Some(down)) if down.0 < up.0 => Some(down),
+            (None, down) => down,
+            (up, _) => up,
         }
     }
 
-    /// All steps, those up before those down.
-    fn steps(&self) -> impl Iterator<Item = Step> + '_ {
-        [true, false].into_iter().flat_map(move |up| {
-            (0..self.codes.len()).filter_map(move |column| {
-                let scales = (self.scales)(column);
-                let code = neighbour(self.scheme, self.codes[column], up).filter(|_| scales[0] != 0.0)?;
-                let value = f64::from(value(self.scheme, code, scales));
-                let change = value - self.values[column];
-                let costs =
-                    2.0 * change * self.gradient[column] + change * change * self.moments.diagonal(column);
-                Some(Step { column, code, value, brings: change * self.delta[column], costs })
-            })
-        })
-    }
-
-    fn take(&mut self, step: &Step) {
-        let change = step.value - self.values[step.column];
-        self.codes[step.column] = step.code;
-        self.values[step.column] = step.value;
-        self.left -= step.brings;
-        let moments = self.moments.row(step.column);
+    fn take(&mut self, Step { column, up }: &Step) {
+        let column = *column;
+        let Some(code) = neighbour(self.scheme, self.codes[column], *up) else {
+            unreachable!("a step to no code")
+        };
+        let steps = &self.steps[usize::from(!up)];
+        let change = steps.doubled[column] / 2.0;
+        self.left -= steps.brings[column];
+        self.codes[column] = code;
+        self.values[column] = f64::from(value(self.scheme, code, (self.scales)(column)));
+        let moments = self.moments.row(column);
         self.gradient.iter_mut().zip(moments).for_each(|(slope, moment)| *slope += change * moment);
+        self.look(column);
     }
 
     fn survived(&self, target_values: &[f32]) -> f64 {

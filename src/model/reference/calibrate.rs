@@ -137,7 +137,7 @@ fn add_products(sum: &mut [f64], inputs: &[f32], n: usize) {
             false,
             false,
             false,
-            Parallelism::None,
+            Parallelism::Rayon(0),
         );
     }
 }
