@@ -28,7 +28,7 @@ pub(super) fn write(file: &PlanFile, text: &Path, share: Share, out: &Path) -> R
     let plan = Plan::new(file.request()?)?;
     refuse_others(out)?;
     drop(Audit::open(plan.clone())?);
-    let text = std::path::absolute(text).map_err(Error::read(text))?;
+    let text = absolute(text)?;
     changed(&text)?;
     let mut made = Vec::new();
     for (index, scheme) in plan.repairable() {
@@ -52,7 +52,7 @@ pub(super) fn write(file: &PlanFile, text: &Path, share: Share, out: &Path) -> R
         if there {
             made.push(ReleasedRequest {
                 of: Some(model.name.clone()),
-                path: absolute(path)?,
+                path: absolute(&path)?,
                 scheme: Some(scheme),
             });
         }
@@ -127,6 +127,6 @@ fn changed(path: &Path) -> Result<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).map_err(Error::read(path))
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf> {
-    std::path::absolute(&path).map_err(Error::read(&path))
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::read(path))
 }

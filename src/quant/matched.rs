@@ -207,17 +207,14 @@ impl Steps {
     /// The least of `key`, if it is finite, and the first column that has it. `key` is of what a step costs and brings.
     fn least(&self, gradient: &[f64], key: impl Fn(f64, f64) -> f64) -> Option<(f64, usize)> {
         let chunks = || {
-            let doubled = self.doubled.as_chunks::<LANES>().0.iter();
-            let square = self.square.as_chunks::<LANES>().0;
-            doubled.zip(square).zip(self.brings.as_chunks::<LANES>().0).zip(gradient.as_chunks::<LANES>().0)
+            let own =
+                chunks_of(&self.doubled).iter().zip(chunks_of(&self.square)).zip(chunks_of(&self.brings));
+            own.zip(chunks_of(gradient))
+                .map(|(((doubled, square), brings), slopes)| [doubled, square, brings, slopes])
         };
-        let keys = |(((doubled, square), brings), slopes): (
-            ((&[f64; LANES], &[f64; LANES]), &[f64; LANES]),
-            &[f64; LANES],
-        )| {
-            std::array::from_fn::<f64, LANES, _>(|lane| {
-                key(doubled[lane] * slopes[lane] + square[lane], brings[lane])
-            })
+        let keys = |[doubled, square, brings, slopes]: [&[f64; LANES]; 4]| {
+            let lane = |lane: usize| key(doubled[lane] * slopes[lane] + square[lane], brings[lane]);
+            std::array::from_fn::<f64, LANES, _>(lane)
         };
         let mut lanes = [f64::INFINITY; LANES];
         for chunk in chunks() {
@@ -233,6 +230,11 @@ impl Steps {
         let place = |(index, chunk)| Some(index * LANES + keys(chunk).iter().position(|key| *key == least)?);
         chunks().enumerate().find_map(place).map(|column| (least, column))
     }
+}
+
+/// Columns side by side.
+fn chunks_of(values: &[f64]) -> &[[f64; LANES]] {
+    values.as_chunks().0
 }
 
 /// What to do next.
