@@ -1,4 +1,5 @@
-//! All benches in one binary: every timed case of every kernel, and whole passes of a model.
+//! All benches in one binary: every timed case of every kernel, whole passes of a model, and rounding that keeps an
+//! update.
 //!
 //! `cargo bench` reports throughput, and after each group a table that sets it beside what the device was measured to
 //! do at most. `cargo bench -- --save-baseline NAME` and `--baseline NAME` compare, `cargo bench -- FILTER` selects.
@@ -10,6 +11,7 @@
 mod kernels;
 mod model;
 mod roofline;
+mod rounding;
 
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ fn all(criterion: &mut Criterion) {
     let roofline = Roofline::of(&gpu);
     kernels::bench(criterion, &gpu, &roofline);
     model::bench(criterion, &Arc::new(gpu), &roofline);
+    rounding::bench(criterion);
 }
 
 criterion_group!(benches, all);

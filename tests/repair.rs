@@ -51,7 +51,7 @@ fn an_arm_is_the_checkpoint_that_is_written() {
             calibrate: None,
             format: Format::Dequantized,
         };
-        quantize(plan, &draft, &mut |_, _| {}).unwrap();
+        quantize(plan, &draft, &mut |_, _, _| Ok(())).unwrap();
         draft.publish().unwrap();
         let written = Arc::new(Checkpoint::open(&out).unwrap());
         let want = logits(&Source::new(&written, Precision::Full), false);

@@ -47,7 +47,7 @@ pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Refere
 pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
-pub use quantize::{GOOD_ENOUGH, QuantizePlan, Quantized, QuantizedTensor, quantize};
+pub use quantize::{GOOD_ENOUGH, QuantizePlan, QuantizeStage, Quantized, QuantizedTensor, Sources, quantize};
 pub use released::{Released, ReleasedRequest};
 pub use repair::{Chosen, MetricChange, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};

@@ -142,3 +142,25 @@ impl FromStr for Format {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What has no words, or groups that do not fit every matrix, is written as values.
+    #[test]
+    fn the_smallest_format_is_one_that_holds_every_matrix() {
+        let (g32, g128) = (Scheme::Int4 { group: 32 }, Scheme::Int4 { group: 128 });
+        for (scheme, cols, packs) in [
+            (g128, [1024, 2816], true),
+            (g128, [1536, 576], false),
+            (g32, [1536, 576], true),
+            (Scheme::Int8, [1536, 576], true),
+            (Scheme::Nf4B64, [1024, 1024], false),
+        ] {
+            let format = Format::smallest(scheme, &cols);
+            assert_eq!(format == Format::CompressedTensors, packs, "{scheme} {cols:?}");
+            assert!(cols.iter().all(|&cols| format.check(scheme, cols).is_ok()), "{scheme} {cols:?}");
+        }
+    }
+}

@@ -250,9 +250,9 @@ impl Plan {
 
     /// Every unlearned model in every 4-bit scheme that it is run in: what may need repair.
     pub fn repairable(&self) -> impl Iterator<Item = (usize, Scheme)> + '_ {
-        let nearest = self.precisions.iter().filter(|precision| precision.rounding() == Rounding::Nearest);
-        let schemes =
-            nearest.filter_map(|precision| precision.quantizing()).filter(|scheme| scheme.bits() == 4);
+        // Nearest rounding is among them wherever another is ([`with_doses`]).
+        let nearest = self.precisions.iter().copied().filter(|precision| *precision == precision.plain());
+        let schemes = nearest.filter_map(four_bits);
         self.unlearned().flat_map(move |model| schemes.clone().map(move |scheme| (model, scheme)))
     }
 
@@ -288,11 +288,15 @@ fn full_first(asked: &[Precision], notices: &mut Vec<String>) -> Vec<Precision> 
     precisions
 }
 
+/// The scheme of a 4-bit precision, in whatever rounding.
+fn four_bits(precision: Precision) -> Option<Scheme> {
+    precision.plain().quantizing().filter(|scheme| scheme.bits() == 4)
+}
+
 /// Puts nearest rounding before all else of its scheme (other models are run at that), and kept rounding at every dose after
 /// every 4-bit scheme's, released files' too.
 fn with_doses(asked: &[Precision], doses: &[Share], notices: &mut Vec<String>) -> Result<Vec<Precision>> {
     let mut precisions = Vec::with_capacity(asked.len());
-    let four_bits = |precision: Precision| precision.plain().quantizing().filter(|scheme| scheme.bits() == 4);
     for &precision in asked {
         let plain = precision.plain();
         if !asked.contains(&plain) && !precisions.contains(&plain) {

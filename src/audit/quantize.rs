@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::codes::{CodesPlan, compare_codes};
 use super::packing::Format;
 use crate::checkpoint::{Checkpoint, Draft, Kind, TensorWriter};
@@ -43,11 +45,52 @@ pub struct QuantizePlan {
     pub format: Format,
 }
 
+/// What [`quantize()`] is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuantizeStage {
+    /// Reading the checkpoints, to know them again; counts bytes.
+    Reading,
+    /// Looking whether nearest rounding keeps the update, where one is to be kept; counts weights.
+    Comparing,
+    /// Rounding and writing; counts weights.
+    Rounding,
+}
+
+/// What a file was made of, by content: hashes in hex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    /// Of the checkpoint's weight files.
+    pub model: String,
+    /// Of the target's, if one was given.
+    pub target: Option<String>,
+    /// Of the text that was looked at, if one was given.
+    pub calibrate: Option<String>,
+}
+
+impl Sources {
+    /// Reads everything that a plan names. `watch` is told how many of how many bytes of a checkpoint are read.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be read, and what `watch` says.
+    pub fn of(plan: &QuantizePlan, watch: &mut dyn FnMut(&Path, u64, u64) -> Result<()>) -> Result<Self> {
+        let mut weights = |path: &Path| {
+            Checkpoint::open(path)?.tensors().content_hash(&mut |done, total| watch(path, done, total))
+        };
+        let (model, target) = (weights(&plan.model)?, plan.target.as_deref().map(weights).transpose()?);
+        let text = |path: &PathBuf| std::fs::read(path).map_err(Error::read(path));
+        let text = plan.calibrate.as_ref().map(text).transpose()?;
+        Ok(Self { model, target, calibrate: text.map(|text| blake3::hash(&text).to_hex().to_string()) })
+    }
+}
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
     /// What was asked.
     pub plan: QuantizePlan,
+    /// What it was made of.
+    pub sources: Sources,
     /// The matrices, in the order of their use.
     pub tensors: Vec<QuantizedTensor>,
     /// Names of the tensors that are as they were.
@@ -99,12 +142,18 @@ impl Quantized {
 
 /// Rounds every matrix of the layers and writes all into `draft`, tensor by tensor; the caller publishes it.
 ///
-/// Dequantized, the matrices become F32, which holds a scheme's values exactly. `watch` is told how many of how many weights are done.
+/// Dequantized, the matrices become F32, which holds a scheme's values exactly. `watch` is told how much of how
+/// much is done in a stage.
 ///
 /// # Errors
 ///
-/// If a checkpoint is missing, broken or not supported, the two are not of one architecture, or writing fails.
-pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u64)) -> Result<Quantized> {
+/// If a checkpoint is missing, broken or not supported, the two are not of one architecture, or writing fails; and what `watch`
+/// says.
+pub fn quantize(
+    plan: QuantizePlan,
+    draft: &Draft,
+    watch: &mut dyn FnMut(QuantizeStage, u64, u64) -> Result<()>,
+) -> Result<Quantized> {
     let begun = Instant::now();
     let model = Checkpoint::open(&plan.model)?;
     check_tensors(&model)?;
@@ -125,10 +174,11 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
         let (dtype, shape) = model.tensors().describe(name)?;
         tensors.push((name.clone(), Kind::Weights(dtype), shape.to_vec()));
     }
+    let sources = Sources::of(&plan, &mut |_, done, total| watch(QuantizeStage::Reading, done, total))?;
     let total: u64 = matrices.iter().map(|(_, [rows, cols])| (rows * cols) as u64).sum();
 
     let (mut disk_bytes, mut nearest) = (0, None);
-    let (mut target, mut passes, mut before) = (None, 1, 0);
+    let mut target = None;
     let mut rounding = plan.rounding;
     if rounding.needs_target() {
         let path = plan.target.as_ref().ok_or_else(|| Error::Flag {
@@ -142,8 +192,13 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
             schemes: vec![plan.scheme],
             quantize_head: false,
         };
-        (passes, before) = (2, total);
-        let codes = compare_codes(codes, &mut |done, _| watch(done.min(total), 2 * total))?;
+        let mut wanted = Ok(());
+        let codes = compare_codes(codes, &mut |done, all| {
+            if wanted.is_ok() {
+                wanted = watch(QuantizeStage::Comparing, done, all);
+            }
+        })?;
+        wanted?;
         disk_bytes += codes.disk_bytes;
         if codes.sum(0, |_| true).survival().is_none_or(|survival| survival > GOOD_ENOUGH) {
             (nearest, rounding) = (Some(codes), Rounding::Nearest);
@@ -161,7 +216,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
     let mut moments: Option<LayerMoments> = None;
 
     let mut writer = TensorWriter::create(draft.file("model.safetensors"), &tensors)?;
-    let mut done = before;
+    let mut done = 0;
     let mut found = Vec::with_capacity(matrices.len());
     for (index, (name, shape)) in matrices.iter().enumerate() {
         let [rows, cols] = *shape;
@@ -188,7 +243,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
             writer.write(&now)?;
             scales.extend(after);
             done += weights.len() as u64;
-            watch(done, passes * total);
+            watch(QuantizeStage::Rounding, done, total)?;
         }
         writer.write(&scales)?;
         writer.write(&plan.format.end(*shape))?;
@@ -213,7 +268,16 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut dyn FnMut(u64, u6
     draft.copy_from(&plan.model, plan.format.config(plan.scheme))?;
     disk_bytes += model.tensors().bytes_read() + target.map_or(0, |target| target.tensors().bytes_read());
     let (nothing_to_repair, seconds) = (nearest.is_some(), begun.elapsed().as_secs_f64());
-    Ok(Quantized { plan, tensors: found, as_stored, calibrated_on, nothing_to_repair, disk_bytes, seconds })
+    Ok(Quantized {
+        plan,
+        sources,
+        tensors: found,
+        as_stored,
+        calibrated_on,
+        nothing_to_repair,
+        disk_bytes,
+        seconds,
+    })
 }
 
 /// The text's tokens in windows of [`WINDOW`], or of the context if that is shorter.

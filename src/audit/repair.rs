@@ -1,5 +1,5 @@
-//! What roundings that keep the update, and released files, change, against nearest rounding and against full precision; and the dose that is
-//! enough.
+//! What roundings that keep the update, and released files, change against nearest rounding and against full precision; and
+//! the dose that is enough.
 
 use super::findings::{Findings, RECOVERED};
 use super::statistics::{Estimate, Statistics};

@@ -1,15 +1,13 @@
 //! `audit --calibrate`: checkpoints rounded on a text, made for an audit that judges them as `--released`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use super::folder::{REPAIRED, file_name, refuse_others};
 use super::output::notice;
 use super::plan_file::PlanFile;
-use super::quantize::{RECORD, round};
-use super::released::record;
-use crate::audit::{Audit, Format, Plan, QuantizePlan, ReleasedRequest};
+use super::quantize::{read_record, round};
+use super::session::read_again;
+use crate::audit::{Audit, Format, Plan, QuantizePlan, ReleasedRequest, Sources};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::Linear;
@@ -29,7 +27,7 @@ pub(super) fn write(file: &PlanFile, text: &Path, share: Share, out: &Path) -> R
     refuse_others(out)?;
     drop(Audit::open(plan.clone())?);
     let text = absolute(text)?;
-    changed(&text)?;
+    std::fs::metadata(&text).map_err(Error::read(&text))?;
     let mut made = Vec::new();
     for (index, scheme) in plan.repairable() {
         let (model, target) = (&plan.models[index], &plan.models[Plan::TARGET]);
@@ -81,7 +79,7 @@ fn format(model: &Path, scheme: Scheme) -> Result<Format> {
     Ok(Format::smallest(scheme, &cols))
 }
 
-/// Refuses a directory that is not what is asked for, or older than what it would be made of.
+/// Refuses a directory that holds another file than is asked for.
 fn check(path: &Path, asked: &QuantizePlan, share: Share) -> Result<()> {
     let refuse = |found: String, expected: String| Error::Malformed {
         path: path.to_path_buf(),
@@ -89,42 +87,39 @@ fn check(path: &Path, asked: &QuantizePlan, share: Share) -> Result<()> {
         found,
         expected: format!("{expected}; remove the directory to have it made again"),
     };
-    let record: Option<Quantized> = record(path)?;
-    let record = record.ok_or_else(|| refuse(format!("no {RECORD}"), "that of an earlier run".to_owned()))?;
-    let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-    let fields = [
-        ("model", Some(record.model), Some(asked.model.display().to_string())),
-        ("target", record.target, shown(&asked.target)),
-        ("scheme", Some(record.scheme), Some(asked.scheme.name().to_owned())),
-        ("keep", record.keep.map(|keep| keep.to_string()), Some(share.to_string())),
-        ("calibrate", record.calibrate, shown(&asked.calibrate)),
-    ];
-    for (field, found, expected) in fields {
+    let record: Option<Quantized> = read_record(path)?;
+    let Some(Quantized { scheme, keep, sources: Some(sources), .. }) = record else {
+        return Err(refuse(
+            "nothing of what it was made of".to_owned(),
+            "a file of an earlier run".to_owned(),
+        ));
+    };
+    let keep = keep.map_or_else(|| "null".to_owned(), |keep| keep.to_string());
+    for (field, found, expected) in
+        [("scheme", scheme, asked.scheme.name().to_owned()), ("keep", keep, share.to_string())]
+    {
         if found != expected {
-            let say = |value: Option<String>| format!("{field} = {}", value.as_deref().unwrap_or("null"));
-            return Err(refuse(say(found), say(expected)));
+            return Err(refuse(format!("{field} = {found}"), format!("{field} = {expected}")));
         }
     }
-    let mut sources: Vec<PathBuf> = asked.calibrate.iter().cloned().collect();
-    for directory in [Some(&asked.model), asked.target.as_ref()].into_iter().flatten() {
-        for entry in fs::read_dir(directory).map_err(Error::read(directory))? {
-            let file = entry.map_err(Error::read(directory))?.path();
-            sources
-                .extend(Some(file).filter(|file| file.extension().is_some_and(|end| end == "safetensors")));
-        }
-    }
-    let made = changed(&path.join(RECORD))?;
-    for source in sources {
-        if changed(&source)? > made {
-            let found = format!("one made before {} changed", source.display());
-            return Err(refuse(found, "one made after that".to_owned()));
+    let now = read_again(|watch| {
+        Sources::of(asked, &mut |path, done, total| watch(&path.display().to_string(), done, total))
+    })?;
+    let (model, target) = (Some(&asked.model), asked.target.as_ref());
+    for (source, same) in [
+        (model, sources.model == now.model),
+        (target, sources.target == now.target),
+        (asked.calibrate.as_ref(), sources.calibrate == now.calibrate),
+    ] {
+        if let (Some(source), false) = (source, same) {
+            let source = source.display();
+            return Err(refuse(
+                format!("a file made before {source} was changed"),
+                "one made of what it is now".to_owned(),
+            ));
         }
     }
     Ok(())
-}
-
-fn changed(path: &Path) -> Result<SystemTime> {
-    fs::metadata(path).and_then(|metadata| metadata.modified()).map_err(Error::read(path))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -3,18 +3,24 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::de::DeserializeOwned;
 
+use super::interrupt;
 use super::output::{JsonArgs, Output};
 use super::progress::Amount;
-use crate::audit::{Format, QuantizePlan, quantize};
+use crate::audit::{Format, QuantizePlan, QuantizeStage, quantize};
 use crate::checkpoint::Draft;
+use crate::checkpoint::files::read_text;
 use crate::error::{Error, Result};
 use crate::quant::{Precision, Rounding, Scheme, Share};
 use crate::report::quantize::Quantized;
 use crate::report::quantize_text;
 
 /// The file beside the weights that says what was done.
-pub(super) const RECORD: &str = "undertext.json";
+const RECORD: &str = "undertext.json";
+
+/// Largest one that is read: it has a line for each matrix.
+const LIMIT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct QuantizeArgs {
@@ -73,16 +79,55 @@ pub(super) fn run(args: QuantizeArgs) -> Result<()> {
     output.emit(&record, |style| quantize_text(&record, &out.display().to_string(), style))
 }
 
-/// Rounds a checkpoint, showing how far it is: its record, and all that is to become `out`.
+/// Rounds a checkpoint, showing how far it is: its record, and all that is to become `out`. Ctrl-C ends it and leaves nothing.
 pub(super) fn round(plan: QuantizePlan, out: &Path) -> Result<(Quantized, Draft)> {
     let draft = Draft::new(out)?;
+    interrupt::listen();
     let name = plan.model.display().to_string();
-    let mut progress = Amount::weights("rounding");
-    let found = quantize(plan, &draft, &mut |done, total| progress.show(&name, done, total));
-    progress.finish();
+    let mut progress = None;
+    let found = quantize(plan, &draft, &mut |stage, done, total| {
+        if progress.as_ref().is_none_or(|(at, _)| *at != stage) {
+            // The one before ends first: there is one bar.
+            if let Some((_, before)) = progress.take() {
+                Amount::finish(before);
+            }
+            let amount = match stage {
+                QuantizeStage::Reading => Amount::bytes(),
+                QuantizeStage::Comparing => Amount::weights("comparing"),
+                QuantizeStage::Rounding => Amount::weights("rounding"),
+            };
+            progress = Some((stage, amount));
+        }
+        if let Some((_, amount)) = &mut progress {
+            amount.show(&name, done, total);
+        }
+        interrupt::check()
+    });
+    if let Some((_, last)) = progress {
+        last.finish();
+    }
     let record = Quantized::from(&found?);
     draft.write(RECORD, &Output::to_json(&record)?)?;
     Ok((record, draft))
+}
+
+/// The record that `undertext quantize` left in a directory, if there is one.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub(super) fn read_record<T: DeserializeOwned>(directory: &Path) -> Result<Option<T>> {
+    let path = directory.join(RECORD);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = read_text(&path, "the record of `undertext quantize`", "", LIMIT_BYTES)?;
+    serde_json::from_str(&text).map(Some).map_err(|error| Error::Malformed {
+        path,
+        what: "the record".to_owned(),
+        found: error.to_string(),
+        expected: "what `undertext quantize` wrote".to_owned(),
+    })
 }
 
 /// Reads the name of `--scheme`: one that quantizes.

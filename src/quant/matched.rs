@@ -193,7 +193,6 @@ struct Search<'a, S> {
 }
 
 /// Every code's way to one of its neighbours, column by column.
-#[derive(Default)]
 struct Steps {
     /// Twice the change of the value; this times the gradient, and [`Self::square`], is what a step adds to the error.
     doubled: Vec<f64>,
@@ -407,5 +406,50 @@ impl<'a, S: Fn(usize) -> &'a [f32]> Search<'a, S> {
     fn survived(&self, target_values: &[f32]) -> f64 {
         let survived = self.values.iter().zip(target_values).zip(&self.update);
         survived.map(|((value, &old), delta)| (value - f64::from(old)) * delta).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::Draw;
+
+    /// As a plain look at every step finds it: of equals the first, and none where no step is possible.
+    #[test]
+    fn the_least_step_is_the_first_of_equals() {
+        let n = 6 * LANES;
+        let draw = Draw::new(7, "steps");
+        // Few values, so that there are many equals; some columns without a step.
+        let values = |stream: u64| -> Vec<f64> {
+            (0..n as u64)
+                .map(|index| f64::from((draw.at(stream * 1000 + index) * 4.0).floor()) - 2.0)
+                .collect()
+        };
+        for round in 0..50 {
+            let mut steps = Steps {
+                doubled: values(4 * round),
+                square: values(4 * round + 1),
+                brings: values(4 * round + 2),
+            };
+            let gradient = values(4 * round + 3);
+            for column in (0..n).step_by(3) {
+                steps.brings[column] = f64::NAN;
+            }
+            for most in [-3.0, -1.0, 2.0] {
+                let key = |costs: f64, brings: f64| {
+                    if brings <= most { costs - 0.5 * brings } else { f64::INFINITY }
+                };
+                let mut want: Option<(f64, usize)> = None;
+                for (column, slope) in gradient.iter().enumerate() {
+                    let costs = steps.doubled[column] * slope + steps.square[column];
+                    let found = key(costs, steps.brings[column]);
+                    if found.is_finite() && want.is_none_or(|(least, _)| found < least) {
+                        want = Some((found, column));
+                    }
+                }
+                assert_eq!(steps.least(&gradient, key), want, "round {round}, most {most}");
+                assert_eq!(want.is_none(), most < -2.0);
+            }
+        }
     }
 }

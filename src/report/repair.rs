@@ -80,6 +80,7 @@ pub(super) fn repairs(findings: &Findings, statistics: &Statistics) -> Vec<Repai
         let nearest = value(findings.survival(*unlearned, precision.plain()));
         let moved = own.and_then(|own| own.moved);
         let (rounding, keep) = match precision.rounding() {
+            // Arms in nearest rounding need no repair: what is here without another rounding is a file's.
             Rounding::Nearest => ("released", None),
             // The digits that the user gave.
             Rounding::Kept(share) => ("kept", share.to_string().parse().ok()),

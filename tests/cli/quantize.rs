@@ -25,6 +25,15 @@ fn quantize_writes_a_checkpoint_that_keeps_its_update() {
     assert!((total["survival"].as_f64().unwrap() - 0.9).abs() < 0.01, "{total}");
     assert!(total["survival_nearest"].as_f64().unwrap() < 0.1, "{total}");
     assert!(record["rows_near"].as_f64().unwrap() > 0.9, "{record}");
+    // By content: what these files are, wherever they lie.
+    let hash = |name: &str| {
+        let tensors = Checkpoint::open(&std::path::Path::new(demo).join(name)).unwrap();
+        json!(tensors.tensors().content_hash(&mut |_, _| Ok(())).unwrap())
+    };
+    assert_eq!(
+        record["sources"],
+        json!({"model": hash("npo_gdr"), "target": hash("target"), "calibrate": null})
+    );
     let sum: u64 = record["tensors"].as_array().unwrap().iter().map(|t| t["moved"].as_u64().unwrap()).sum();
     assert_eq!(total["moved"], sum);
     assert!(record["as_stored"].as_array().unwrap().contains(&json!("model.embed_tokens.weight")));
@@ -243,4 +252,46 @@ fn quantize_refuses_what_it_cannot_use() {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/models/target");
     failure(&family, &format!("{line} --keep-from {demo}"), 3, &["the number of layers"]);
     assert!(!family.path("out").exists());
+}
+
+/// Ctrl-C ends the rounding, and nothing of it is left.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_quantize_leaves_nothing() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let family = Family::new(&[]);
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
+    let out = family.path("kept");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_undertext"))
+        .args(["quantize", &format!("{root}/models/npo_gdr"), "--scheme", "int4"])
+        .args([
+            "--keep-from",
+            &format!("{root}/models/target"),
+            "--calibrate",
+            &format!("{root}/calibration.txt"),
+        ])
+        .args(["-v", "--out"])
+        .arg(&out)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The draft lies beside its place, and has weights once rounding began.
+    let drafts = || {
+        let entries = std::fs::read_dir(family.path("")).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.extension().is_some_and(|end| end == "tmp")).collect::<Vec<_>>()
+    };
+    let begun = Instant::now();
+    while !drafts().iter().any(|draft| draft.join("model.safetensors").exists()) {
+        assert!(begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("error: interrupted"), "{said}");
+    assert!(drafts().is_empty() && !out.exists(), "{:?}", drafts());
 }

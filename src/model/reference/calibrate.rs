@@ -72,7 +72,11 @@ impl<'a> Calibration<'a> {
             in_pool(|| layer.run(stream, batch, config, &self.rotary, false, &mut see));
         }
         self.next += 1;
-        Ok(LayerMoments(sums.into_iter().map(|(place, (n, sum))| (place, Moments::new(n, sum))).collect()))
+        let moments = sums.into_iter().map(|(place, (n, mut sum))| {
+            mirror(&mut sum, n);
+            (place, Moments::new(n, sum))
+        });
+        Ok(LayerMoments(moments.collect()))
     }
 }
 
@@ -111,34 +115,51 @@ fn whole(tokens: &[u32], pages: usize) -> Batch {
     }
 }
 
-/// Adds `inputs' inputs` of `[t, n]` to `[n, n]`.
+/// Columns whose products are made together.
+const PRODUCTS: usize = 128;
+
+/// Adds `inputs' inputs` of `[t, n]` to `[n, n]`: what is above the diagonal, and of what is below only what is in a block with
+/// it ([`mirror`]).
 fn add_products(sum: &mut [f64], inputs: &[f32], n: usize) {
     let wide: Vec<f64> = inputs.par_iter().map(|&value| f64::from(value)).collect();
     let (rows, columns) = (n.cast_signed(), 1);
-    #[expect(unsafe_code, reason = "gemm takes pointers")]
-    // SAFETY: `sum` is [n, n], `wide` is [t, n]; both are row-major and live, and do not overlap.
-    unsafe {
-        gemm::gemm(
-            n,
-            n,
-            wide.len() / n.max(1),
-            sum.as_mut_ptr(),
-            columns,
-            rows,
-            true,
-            wide.as_ptr(),
-            rows,
-            columns,
-            wide.as_ptr(),
-            columns,
-            rows,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::Rayon(0),
-        );
+    for first in (0..n).step_by(PRODUCTS) {
+        let (some, rest) = (PRODUCTS.min(n - first), n - first);
+        #[expect(unsafe_code, reason = "gemm takes pointers")]
+        // SAFETY: `sum` is [n, n], `wide` is [t, n]; both are row-major and live, and do not overlap. Of both only the columns
+        // from `first < n` on are used, of `sum` in the rows from `first` on.
+        unsafe {
+            gemm::gemm(
+                some,
+                rest,
+                wide.len() / n,
+                sum.as_mut_ptr().add(first * (n + 1)),
+                columns,
+                rows,
+                true,
+                wide.as_ptr().add(first),
+                rows,
+                columns,
+                wide.as_ptr().add(first),
+                columns,
+                rows,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::Rayon(0),
+            );
+        }
+    }
+}
+
+/// Copies what is above the diagonal of `[n, n]` to below it.
+fn mirror(sum: &mut [f64], n: usize) {
+    for row in 0..n {
+        for column in 0..row {
+            sum[row * n + column] = sum[column * n + row];
+        }
     }
 }
 
