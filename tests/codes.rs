@@ -76,7 +76,7 @@ fn plan(unlearned: &str, schemes: Vec<Scheme>) -> CodesPlan {
 }
 
 fn demo(unlearned: &str, schemes: Vec<Scheme>) -> Codes {
-    compare_codes(plan(unlearned, schemes), &mut |_, _| ()).unwrap()
+    compare_codes(plan(unlearned, schemes), &mut |_, _| Ok(())).unwrap()
 }
 
 /// Most that two orders of adding `n` f64 terms can differ, whose magnitudes add up to `magnitude`.
@@ -358,11 +358,11 @@ fn turn() -> MutexGuard<'static, ()> {
 /// Compares on every device and on the host; gives the largest relative difference of a sum over the whole model.
 fn compare_everywhere(plan: &CodesPlan) -> f64 {
     let mut largest = 0.0_f64;
-    let host = compare_codes(plan.clone(), &mut |_, _| ()).unwrap();
+    let host = compare_codes(plan.clone(), &mut |_, _| Ok(())).unwrap();
     assert_eq!(host.host_weights, host.sum(0, |_| true).weights);
     for gpu in adapters::all() {
         let name = format!("{}: {}", adapters::name(gpu), plan.unlearned.display());
-        let device = compare_codes_on(gpu, plan.clone(), &mut |_, _| ()).unwrap();
+        let device = compare_codes_on(gpu, plan.clone(), &mut |_, _| Ok(())).unwrap();
         assert_eq!((&device.device, device.host_weights), (gpu.info(), 0), "{name}");
         assert_eq!(device.as_stored, host.as_stored, "{name}");
         for (index, scheme) in plan.schemes.iter().enumerate() {
@@ -446,7 +446,8 @@ fn devices_take_two_dtypes() {
     assert!(compare_everywhere(&CodesPlan { target: short.path().to_path_buf(), ..mixed.clone() }) <= CLOSE);
     // The same values in another dtype are the same figures.
     for gpu in adapters::all() {
-        let [a, b] = [&mixed, &same].map(|plan| compare_codes_on(gpu, plan.clone(), &mut |_, _| ()).unwrap());
+        let [a, b] =
+            [&mixed, &same].map(|plan| compare_codes_on(gpu, plan.clone(), &mut |_, _| Ok(())).unwrap());
         assert_eq!(a.tensors, b.tensors, "{}", adapters::name(gpu));
     }
 }

@@ -39,7 +39,7 @@ mod survival;
 mod verdict;
 mod weighted;
 
-pub use codes::{Codes, CodesPlan, HEAD, TensorChange, compare_codes, compare_codes_on};
+pub use codes::{Codes, CodesPlan, CodesWatch, HEAD, TensorChange, compare_codes, compare_codes_on};
 pub use comparison::{ArmToken, Comparison, ComparisonFound, ComparisonPlan, Passages, SetFound};
 pub use divergence::{AnswerApart, AnswerSet, Apart, FourWay, four_way};
 pub use fate::{Fate, MatrixFate};
@@ -47,7 +47,9 @@ pub use findings::{ArmResult, Auc, Findings, Metric, PrivLeak, Recovered, Refere
 pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSources, Part, Row, modules};
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
-pub use quantize::{GOOD_ENOUGH, QuantizePlan, QuantizeStage, Quantized, QuantizedTensor, Sources, quantize};
+pub use quantize::{
+    GOOD_ENOUGH, QuantizePlan, QuantizeStage, QuantizeWatch, Quantized, QuantizedTensor, Sources, quantize,
+};
 pub use released::{Released, ReleasedRequest};
 pub use repair::{Chosen, MetricChange, Repaired, chosen_doses};
 pub use run::{ArmInfo, Audit, OpenArms, Watch};

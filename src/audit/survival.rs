@@ -94,6 +94,7 @@ pub fn measure_survival(
         let codes = compare_codes(codes, &mut |done, total| {
             weights = total;
             watch(&model.name, done, passes * total);
+            Ok(())
         });
         bytes += codes.as_ref().map_or(0, |codes| codes.disk_bytes);
         for (index, &scheme) in schemes.iter().enumerate() {

@@ -55,7 +55,10 @@ pub(super) fn run(args: CodesArgs) -> Result<()> {
     let name = unlearned.display().to_string();
     let plan = CodesPlan { target, unlearned, schemes, quantize_head };
     let mut progress = Amount::weights("comparing");
-    let mut watch = |done: u64, total: u64| progress.show(&name, done, total);
+    let mut watch = |done: u64, total: u64| {
+        progress.show(&name, done, total);
+        Ok(())
+    };
     let found = match &device {
         Device::Cpu => compare_codes(plan, &mut watch),
         Device::Gpu(gpu) => compare_codes_on(gpu, plan, &mut watch),

@@ -41,6 +41,9 @@ pub struct CodesPlan {
     pub quantize_head: bool,
 }
 
+/// Is told how many of how many weights are compared; its error ends the work.
+pub type CodesWatch<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
 /// What was found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codes {
@@ -129,13 +132,14 @@ impl Codes {
 
 /// Streams both checkpoints and compares every matrix that a scheme applies to, on the host.
 ///
-/// `watch` is told how many of how many weights are done. The figures do not depend on the number of threads.
+/// The figures do not depend on the number of threads.
 ///
 /// # Errors
 ///
-/// If a checkpoint is missing, broken, not supported or holds NaN or infinity, or if the two have other layers or shapes.
+/// If a checkpoint is missing, broken, not supported or holds NaN or infinity, or if the two have other layers or shapes; and
+/// what `watch` says.
 /// Their dtypes may differ: weights are widened exactly.
-pub fn compare_codes(plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
+pub fn compare_codes(plan: CodesPlan, watch: &mut CodesWatch) -> Result<Codes> {
     compare_in_blocks(plan, None, BLOCK, watch)
 }
 
@@ -146,7 +150,7 @@ pub fn compare_codes(plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result
 /// # Errors
 ///
 /// As [`compare_codes`]; if the device fails or cannot hold a few rows.
-pub fn compare_codes_on(gpu: &Gpu, plan: CodesPlan, watch: &mut dyn FnMut(u64, u64)) -> Result<Codes> {
+pub fn compare_codes_on(gpu: &Gpu, plan: CodesPlan, watch: &mut CodesWatch) -> Result<Codes> {
     compare_in_blocks(plan, Some(gpu), DEVICE_BLOCK, watch)
 }
 
@@ -155,7 +159,7 @@ fn compare_in_blocks(
     plan: CodesPlan,
     gpu: Option<&Gpu>,
     block: usize,
-    watch: &mut dyn FnMut(u64, u64),
+    watch: &mut CodesWatch,
 ) -> Result<Codes> {
     let begun = Instant::now();
     let pair = Pair::open(&plan)?;
@@ -187,7 +191,7 @@ fn compare_in_blocks(
                 (Some(_), Some(device)) => device.add(block, &tensors, &mut changes)?,
             }
             done += block.weights();
-            watch(done, total);
+            watch(done, total)?;
         }
         device.as_mut().map_or(Ok(()), |device| device.finish(&mut changes))
     })?;
@@ -276,9 +280,11 @@ mod tests {
         };
         let run = |block| {
             let mut calls = Vec::new();
-            let codes =
-                compare_in_blocks(plan.clone(), None, block, &mut |done, total| calls.push((done, total)))
-                    .unwrap();
+            let codes = compare_in_blocks(plan.clone(), None, block, &mut |done, total| {
+                calls.push((done, total));
+                Ok(())
+            })
+            .unwrap();
             (codes, calls)
         };
         let (whole, few) = run(BLOCK);
