@@ -12,9 +12,9 @@ use std::collections::{HashMap, HashSet};
 
 use undertext::engine::{Ask, Engine, Observation, Options, Task};
 use undertext::error::Error;
-use undertext::model::{Batch, Capacity, Counters, Each, Folded, Forward, PAGE, Phase};
+use undertext::model::{Batch, Capacity, Counters, Each, Folded, Forward, PAGE, Phase, Room};
 
-use crate::support::{engine_of, run_one};
+use crate::support::{SmallRoom, engine_of, run_one};
 
 /// Small, so that hashes repeat tokens and stop ids come up.
 const VOCAB: u32 = 50;
@@ -421,4 +421,27 @@ fn the_listener_can_end_the_run() {
     let error = run_one(&mut engine, &tasks, &mut { full }).unwrap_err();
     assert!(matches!(error, Error::Write { .. }));
     assert_eq!(fake(&engine).batches.len(), 1, "the second task was not run");
+}
+
+#[test]
+fn a_pass_that_has_enough_begins_no_text() {
+    let capacity = Capacity { tokens: 16, wanted: 16, pages: 40 };
+    let tasks: Vec<_> = (0..6).map(|seed| score(&noise(20 + seed, 41))).collect();
+    // How many batches were run when the first answer came, and what came of it all.
+    let run = |enough| {
+        let room = Room { capacity, batches: 40, enough };
+        let model = SmallRoom(Each(vec![Fake::new(capacity)]), room);
+        let mut engine = Engine::new(vec!["arm".to_owned()], model, Options::default());
+        let stop = |_: undertext::engine::Finished<'_>| Err(Error::Interrupted { resume: None });
+        run_one(&mut engine, &tasks, &mut { stop }).unwrap_err();
+        let first = engine.into_model().0.0.remove(0).batches.len();
+        let model = SmallRoom(Each(vec![Fake::new(capacity)]), room);
+        let mut engine = Engine::new(vec!["arm".to_owned()], model, Options::default());
+        (first, run_one(&mut engine, &tasks, &mut |_| Ok(())).unwrap())
+    };
+    let want: Vec<_> = tasks.iter().map(expected).collect();
+    // 6 x 40 rows in batches of 16; a text takes two and a half, and the next one begins in its last.
+    assert_eq!(run(40), (15, want.clone()));
+    assert_eq!(run(1), (3, want.clone()));
+    assert_eq!(run(3), (5, want));
 }

@@ -41,8 +41,8 @@ impl Lockstep for Fragile {
 
     fn room(&self, work: Work) -> Room {
         // Small passes: more moments to stop at.
-        let Room { capacity, batches } = self.inner.room(work);
-        Room { capacity: Capacity { tokens: 32, wanted: 32, ..capacity }, batches: batches.min(1) }
+        let Room { capacity, batches, enough } = self.inner.room(work);
+        Room { capacity: Capacity { tokens: 32, wanted: 32, ..capacity }, batches: batches.min(1), enough }
     }
 
     fn run(&mut self, pass: Pass<'_>) -> Result<Vec<Vec<Folded>>> {

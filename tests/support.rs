@@ -74,7 +74,7 @@ impl<L> SmallRoom<L> {
     /// Of batches of `tokens` with `wanted` rows, as many as make a scored text whole.
     pub(crate) fn new(model: L, tokens: usize, wanted: usize, pages: usize) -> Self {
         let batches = (pages * PAGE).div_ceil(tokens.min(wanted));
-        Self(model, Room { capacity: Capacity { tokens, wanted, pages }, batches })
+        Self(model, Room { capacity: Capacity { tokens, wanted, pages }, batches, enough: batches })
     }
 }
 

@@ -18,7 +18,7 @@ impl Scoring {
     /// Takes as many texts as fit. Nothing waits for an answer, so a pass is planned whole, and pages are handed on
     /// within it: a batch reads them before a later one writes them anew.
     pub(super) fn next(queue: &mut Queue<'_, '_>, room: Room) -> Self {
-        let Room { capacity, batches: most } = room;
+        let Room { capacity, batches: most, enough } = room;
         let batch_rows = batch_rows(capacity);
         let mut pass = Self::default();
         let mut active: Vec<Sequence<'_>> = Vec::new();
@@ -28,7 +28,7 @@ impl Scoring {
             let mut due: usize = active.iter().map(Sequence::left).sum();
             while let Some(task) = queue.peek() {
                 // A text that is begun is finished in the same pass.
-                if due >= batch_rows || due + task.cached() > left {
+                if pass.batches.len() >= enough || due >= batch_rows || due + task.cached() > left {
                     break;
                 }
                 let Some(sequence) = queue.admit(&active) else { break };

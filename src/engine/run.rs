@@ -323,7 +323,7 @@ impl<L: Lockstep> Engine<L> {
     fn check(&self, tasks: &[Task]) -> Result<()> {
         for (index, task) in tasks.iter().enumerate() {
             let work = task.ask.work();
-            let Room { capacity, batches } = self.model.room(work);
+            let Room { capacity, batches, .. } = self.model.room(work);
             if batch_rows(capacity) == 0 || batches == 0 {
                 let expected = "at least one token and one wanted row".to_owned();
                 return Err(Error::Shape { kernel: "forward", what: "capacity", got: 0, expected });

@@ -30,6 +30,8 @@ pub struct Room {
     pub capacity: Capacity,
     /// Batches of each arm.
     pub batches: usize,
+    /// Batches of texts to score after which none is begun: where more of them in a pass save little, answers come more often.
+    pub enough: usize,
 }
 
 /// Arms that run in lockstep.
@@ -89,9 +91,9 @@ impl<L: Lockstep + ?Sized> Lockstep for Box<L> {
 #[derive(Debug)]
 pub struct Each<F>(pub Vec<F>);
 
-/// Batches that the engine may put into a pass of [`Each`], where their number costs nothing: few, so that answers
-/// come often.
-const EACH_BATCHES: usize = 4;
+/// Batches that are enough for a pass of [`Each`]: few, so that answers come often, but not one, since what prompts share is
+/// computed again in each pass.
+const EACH_BATCHES: usize = 8;
 
 impl<F: Forward> Lockstep for Each<F> {
     fn arms(&self) -> usize {
@@ -109,7 +111,7 @@ impl<F: Forward> Lockstep for Each<F> {
         // A scored text must be whole in a pass, however long it is.
         let rows = capacity.pages * super::PAGE;
         let needed = rows.div_ceil(capacity.tokens.min(capacity.wanted).max(1));
-        Room { capacity, batches: needed.max(EACH_BATCHES) }
+        Room { capacity, batches: needed.max(EACH_BATCHES), enough: EACH_BATCHES }
     }
 
     fn run(&mut self, pass: Pass<'_>) -> Result<Vec<Vec<Folded>>> {

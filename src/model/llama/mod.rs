@@ -233,7 +233,7 @@ impl Lockstep for Llama {
     fn room(&self, work: Work) -> Room {
         let Share { batches, pages } = self.layout.share(work);
         let tokens = self.layout.tokens;
-        Room { capacity: Capacity { tokens, wanted: tokens, pages }, batches }
+        Room { capacity: Capacity { tokens, wanted: tokens, pages }, batches, enough: batches }
     }
 
     fn run(&mut self, pass: Pass<'_>) -> Result<Vec<Vec<Folded>>> {

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::quant::{Packed, Precision, Rows, round};
 
 /// Tokens in a batch, and wanted rows: bounds the activations, not the speed.
-const MAX_TOKENS: usize = 2048;
+const MAX_TOKENS: usize = 512;
 
 /// One arm on the CPU.
 ///
