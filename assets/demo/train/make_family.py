@@ -2,9 +2,10 @@
 
     python make_family.py                  # every step in order, about half an hour on one core
     python make_family.py learn-target     # one step; `--list` names them
+    python make_family.py --seed 1 --build build1 --out family1     # another family, elsewhere
 
 Each step reads and writes below `--build` and is skipped when its result is already there; `export` and
-`measure` write the models, the benchmark files and the figures beside this directory.
+`measure` write the models, the benchmark files and the figures beside this directory, or all into `--out`.
 """
 
 import argparse
@@ -36,8 +37,10 @@ SPARSIFY = Learning(steps=250, rate=1e-3, decay=0.0, warmup=20, floor=0.05, batc
 class Family:
     """The build directory and the steps that fill it."""
 
-    def __init__(self, build: Path, seed: int):
+    def __init__(self, build: Path, seed: int, out: Path | None):
+        """Without `out` this is the demo's own family."""
         self.build, self.seed = build, seed
+        root, facts = (out, out) if out else (HERE.parent, HERE)
         self.steps = {"corpus": self.make_corpus}
         for name in LEARN:
             self.steps[f"learn-{name}"] = lambda name=name: self.learn(name)
@@ -45,9 +48,10 @@ class Family:
             self.steps[f"sparsify-{name}"] = lambda name=name: self.sparsify(name)
         for name in METHODS:
             self.steps[f"unlearn-{name}"] = lambda name=name: self.unlearn(name)
-        self.steps["export"] = lambda: export.export(self.build, HERE.parent, HERE)
-        self.steps["measure"] = lambda: measure.measure(HERE.parent, HERE)
-        self.steps["provenance"] = provenance.main
+        self.steps["export"] = lambda: export.export(self.build, root, facts)
+        self.steps["measure"] = lambda: measure.measure(root, facts)
+        if out is None:
+            self.steps["provenance"] = provenance.main
 
     def note(self, step: str, **facts) -> None:
         """Keep what a step did; the notes become part of the provenance."""
@@ -111,12 +115,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="*", help="steps to run, in order; all of them when none is named")
     parser.add_argument("--build", type=Path, default=HERE / "build")
+    parser.add_argument("--out", type=Path, help="where another family goes; without it the demo's own is written anew")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="name the steps and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    family = Family(options.build, options.seed)
+    family = Family(options.build, options.seed, options.out)
     if options.list:
         print("\n".join(family.steps))
         return
