@@ -130,34 +130,35 @@ fn counters_say_what_was_done() {
     if adapters::all().is_empty() {
         return;
     }
-    // A device of its own: it counts for all who use it.
-    let gpu = Arc::new(Gpu::open(&DeviceChoice::Best).unwrap());
-    let mut model = llama(&gpu, &checkpoint, Precision::Full, false, 1024);
-    let batches = [whole(&tokens(1, 9))];
-    model.run(Pass::Score(&batches)).unwrap();
-    let first = model.counters();
-    let stored: usize = weights().iter().map(|(_, _, values)| 4 * values.len()).sum();
-    assert_eq!(first.disk_bytes, stored as u64, "every tensor once");
-    let embedding = 4 * (VOCAB * 48) as u64;
-    assert!(first.upload_bytes >= first.disk_bytes - embedding && first.peak_device_bytes > 0);
-    assert_eq!((first.weight_passes, first.tokens_scored), (1, 0));
-    model.run(Pass::Score(&batches)).unwrap();
-    let second = model.counters();
-    assert_eq!((second.weight_passes, second.disk_bytes), (2, first.disk_bytes));
-    // A device that others keep busy is handed less at once, which only adds to these: the least of a few passes counts.
-    let mut passes = vec![(first, second)];
-    for _ in 0..4 {
-        let before = model.counters();
+    let passes = || {
+        // A device of its own: it counts for all who use it.
+        let gpu = Arc::new(Gpu::open(&DeviceChoice::Best).unwrap());
+        let mut model = llama(&gpu, &checkpoint, Precision::Full, false, 1024);
+        let batches = [whole(&tokens(1, 9))];
         model.run(Pass::Score(&batches)).unwrap();
-        passes.push((before, model.counters()));
-    }
+        let first = model.counters();
+        let stored: usize = weights().iter().map(|(_, _, values)| 4 * values.len()).sum();
+        assert_eq!(first.disk_bytes, stored as u64, "every tensor once");
+        let embedding = 4 * (VOCAB * 48) as u64;
+        assert!(first.upload_bytes >= first.disk_bytes - embedding && first.peak_device_bytes > 0);
+        assert_eq!((first.weight_passes, first.tokens_scored), (1, 0));
+        let mut before = first.clone();
+        let pass = |number| {
+            model.run(Pass::Score(&batches)).unwrap();
+            let after = model.counters();
+            assert_eq!((after.weight_passes, after.disk_bytes), (number, first.disk_bytes));
+            let added = (after.dispatches - before.dispatches, after.submissions - before.submissions);
+            before = after;
+            added
+        };
+        (2..7).map(pass).collect::<Vec<_>>()
+    };
     // 8 kernels a layer, since q, k and v are joined, and gate, up and what gates; then the norm, one chunk of the
-    // head and its fold.
-    let dispatches = passes.iter().map(|(before, after)| after.dispatches - before.dispatches).min();
-    assert_eq!(dispatches, Some(2 * 8 + 3));
-    // The layers, then the head.
-    let submissions = passes.iter().map(|(before, after)| after.submissions - before.submissions).min();
-    assert_eq!(submissions, Some(2));
+    // head and its fold. Two submissions: the layers, then the head.
+    let want = vec![(2 * 8 + 3, 2); 5];
+    // A device that others keep busy is handed less at once, by the clock: another try, in which again every pass must be exact.
+    let tries: Vec<_> = (0..3).map(|_| passes()).take_while(|found| *found != want).collect();
+    assert!(tries.len() < 3, "{tries:?}");
 }
 
 #[test]

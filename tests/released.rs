@@ -175,6 +175,18 @@ fn calibrated_files_are_made_for_an_audit_and_used_again() {
     let (code, _, stderr) = undertext(&folder, &format!("{line} --keep 0.5"));
     assert_eq!(code, 3, "{stderr}");
     assert!(stderr.contains("keep = 0.825") && stderr.contains("keep = 0.5"), "{stderr}");
+    // Made of another config or tokenizer, which the text was read with, or of another text.
+    let path = folder.path().join("run/repaired/npo_gdr-int4-g128/undertext.json");
+    let record = std::fs::read_to_string(&path).unwrap();
+    for field in ["/inputs/model/config", "/inputs/tokenizer"] {
+        let mut other: Value = serde_json::from_str(&record).unwrap();
+        *other.pointer_mut(field).unwrap() = json!("another");
+        std::fs::write(&path, other.to_string()).unwrap();
+        let (code, _, stderr) = undertext(&folder, &line);
+        assert_eq!(code, 3, "{field}: {stderr}");
+        assert!(stderr.contains("npo_gdr was changed"), "{field}: {stderr}");
+    }
+    std::fs::write(&path, record).unwrap();
     std::fs::write(folder.path().join("text.txt"), "w1 w2 w3").unwrap();
     let (code, _, stderr) = undertext(&folder, &line);
     assert_eq!(code, 3, "{stderr}");

@@ -48,7 +48,8 @@ pub use localize::{Block, By, Kept, Localize, LocalizePlan, Localized, OpenSourc
 pub use packing::Format;
 pub use plan::{Model, Plan, Request, Role};
 pub use quantize::{
-    GOOD_ENOUGH, QuantizePlan, QuantizeStage, QuantizeWatch, Quantized, QuantizedTensor, Sources, quantize,
+    GOOD_ENOUGH, QuantizeInputs, QuantizePlan, QuantizeStage, QuantizeWatch, Quantized, QuantizedTensor,
+    quantize,
 };
 pub use released::{Released, ReleasedRequest};
 pub use repair::{Chosen, MetricChange, Repaired, chosen_doses};

@@ -7,7 +7,7 @@ use super::output::notice;
 use super::plan_file::PlanFile;
 use super::quantize::{read_record, round};
 use super::session::read_again;
-use crate::audit::{Audit, Format, Plan, QuantizePlan, ReleasedRequest, Sources};
+use crate::audit::{Audit, Format, Plan, QuantizeInputs, QuantizePlan, ReleasedRequest};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::Linear;
@@ -88,7 +88,7 @@ fn check(path: &Path, asked: &QuantizePlan, share: Share) -> Result<()> {
         expected: format!("{expected}; remove the directory to have it made again"),
     };
     let record: Option<Quantized> = read_record(path)?;
-    let Some(Quantized { scheme, keep, sources: Some(sources), .. }) = record else {
+    let Some(Quantized { scheme, keep, inputs: Some(inputs), .. }) = record else {
         return Err(refuse(
             "nothing of what it was made of".to_owned(),
             "a file of an earlier run".to_owned(),
@@ -102,19 +102,21 @@ fn check(path: &Path, asked: &QuantizePlan, share: Share) -> Result<()> {
             return Err(refuse(format!("{field} = {found}"), format!("{field} = {expected}")));
         }
     }
-    let now = read_again(|watch| {
-        Sources::of(asked, &mut |path, done, total| watch(&path.display().to_string(), done, total))
-    })?;
+    let now = read_again(|watch| QuantizeInputs::of(asked, watch))?;
     let (model, target) = (Some(&asked.model), asked.target.as_ref());
-    for (source, same) in [
-        (model, sources.model == now.model),
-        (target, sources.target == now.target),
-        (asked.calibrate.as_ref(), sources.calibrate == now.calibrate),
+    let one_target = match (&inputs.target, &now.target) {
+        (Some(then), Some(now)) => then.is(now),
+        (then, now) => then == now,
+    };
+    for (input, same) in [
+        (model, inputs.model.is(&now.model) && inputs.tokenizer == now.tokenizer),
+        (target, one_target),
+        (asked.calibrate.as_ref(), inputs.calibrate == now.calibrate),
     ] {
-        if let (Some(source), false) = (source, same) {
-            let source = source.display();
+        if let (Some(input), false) = (input, same) {
+            let input = input.display();
             return Err(refuse(
-                format!("a file made before {source} was changed"),
+                format!("a file made before {input} was changed"),
                 "one made of what it is now".to_owned(),
             ));
         }

@@ -13,5 +13,5 @@ pub use forward::{Batch, Capacity, Counters, Folded, Forward, Logits, PAGE, Phas
 pub use llama::{Layout, Llama, Residence, Share, Sizes, Source};
 pub use lockstep::{Each, Lockstep, Pass, Room, Work};
 pub use reference::Reference;
-pub(crate) use reference::calibrate::{Calibration, LayerMoments};
+pub(crate) use reference::calibrate::Calibration;
 pub(crate) use weights::{Linear, check_tensors, head_name, stored_scheme, unquantized};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schema::{Program, VERSION};
 use super::style::{Style, printable};
-use crate::audit::{self, QuantizedTensor, Sources};
+use crate::audit::{self, QuantizeInputs, QuantizedTensor};
 use crate::quant::Rounding;
 
 /// What `undertext quantize --json` prints.
@@ -18,9 +18,9 @@ pub struct Quantized {
     pub model: String,
     /// The checkpoint from which the update leads; `null` if none was given.
     pub target: Option<String>,
-    /// What it was made of, by content; files of earlier versions do not say it.
+    /// What it depends on, by content; files of earlier versions do not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sources: Option<Sources>,
+    pub inputs: Option<QuantizeInputs>,
     /// The scheme.
     pub scheme: String,
     /// What was asked for: `nearest`, `kept` or `stochastic`.
@@ -118,7 +118,7 @@ impl From<&audit::Quantized> for Quantized {
             undertext: Program::this(),
             model: plan.model.display().to_string(),
             target: plan.target.as_ref().map(|path| path.display().to_string()),
-            sources: Some(found.sources.clone()),
+            inputs: Some(found.inputs.clone()),
             scheme: plan.scheme.name().to_owned(),
             rounding: rounding.to_owned(),
             keep,

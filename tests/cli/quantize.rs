@@ -26,14 +26,20 @@ fn quantize_writes_a_checkpoint_that_keeps_its_update() {
     assert!(total["survival_nearest"].as_f64().unwrap() < 0.1, "{total}");
     assert!(record["rows_near"].as_f64().unwrap() > 0.9, "{record}");
     // By content: what these files are, wherever they lie.
-    let hash = |name: &str| {
-        let tensors = Checkpoint::open(&std::path::Path::new(demo).join(name)).unwrap();
-        json!(tensors.tensors().content_hash(&mut |_, _| Ok(())).unwrap())
+    let hash = |path: std::path::PathBuf| {
+        let bytes = std::fs::read(path).unwrap();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+        hasher.finalize().to_hex().to_string()
     };
-    assert_eq!(
-        record["sources"],
-        json!({"model": hash("npo_gdr"), "target": hash("target"), "calibrate": null})
-    );
+    for (input, name) in [("model", "npo_gdr"), ("target", "target")] {
+        let directory = std::path::Path::new(demo).join(name);
+        let checkpoint = Checkpoint::open(&directory).unwrap();
+        let weights = checkpoint.tensors().content_hash(&mut |_, _| Ok(())).unwrap();
+        assert_eq!(record["inputs"][input]["weights"], weights, "{record}");
+        assert_eq!(record["inputs"][input]["config"], hash(directory.join("config.json")), "{record}");
+    }
+    assert_eq!(record["inputs"]["calibrate"], json!(null));
     let sum: u64 = record["tensors"].as_array().unwrap().iter().map(|t| t["moved"].as_u64().unwrap()).sum();
     assert_eq!(total["moved"], sum);
     assert!(record["as_stored"].as_array().unwrap().contains(&json!("model.embed_tokens.weight")));

@@ -136,9 +136,8 @@ impl Codes {
 ///
 /// # Errors
 ///
-/// If a checkpoint is missing, broken, not supported or holds NaN or infinity, or if the two have other layers or shapes; and
-/// what `watch` says.
-/// Their dtypes may differ: weights are widened exactly.
+/// If a checkpoint is missing, broken, not supported or holds NaN or infinity, if the two have other layers or shapes (their
+/// dtypes may differ: weights are widened exactly), and what `watch` says.
 pub fn compare_codes(plan: CodesPlan, watch: &mut CodesWatch) -> Result<Codes> {
     compare_in_blocks(plan, None, BLOCK, watch)
 }

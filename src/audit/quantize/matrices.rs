@@ -4,7 +4,7 @@ use super::layout::Layout;
 use super::{BLOCK, QuantizePlan, QuantizeStage, QuantizeWatch, QuantizedTensor};
 use crate::checkpoint::{Checkpoint, TensorWriter};
 use crate::error::Result;
-use crate::model::{Calibration, LayerMoments, Linear};
+use crate::model::{Calibration, Linear};
 use crate::quant::{Moments, Rounded, Rounding, Rows, matched, round};
 
 /// Rows come in multiples of this, so that no block of a table scheme is cut: columns are multiples of 8.
@@ -42,7 +42,7 @@ impl Matrices<'_, '_> {
         for layer in layout.matrices.chunks(Linear::ALL.len()) {
             let moments = self.calibration.as_mut().map(|text| text.layer()).transpose()?;
             for ((name, shape), linear) in layer.iter().zip(Linear::ALL) {
-                let moments = moments.as_ref().and_then(|moments: &LayerMoments| moments.of(linear));
+                let moments = moments.as_ref().and_then(|moments| moments.of(linear));
                 let mut progress = |weights| {
                     done += weights;
                     watch(QuantizeStage::Rounding, done, total)

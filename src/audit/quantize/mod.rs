@@ -1,13 +1,13 @@
 //! A checkpoint rounded to a scheme's values, and written so that others run it.
 
+mod inputs;
 mod layout;
 mod matrices;
-mod sources;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use sources::Sources;
+pub use inputs::QuantizeInputs;
 
 use layout::Layout;
 use matrices::Matrices;
@@ -65,8 +65,8 @@ pub type QuantizeWatch<'a> = dyn FnMut(QuantizeStage, u64, u64) -> Result<()> + 
 pub struct Quantized {
     /// What was asked.
     pub plan: QuantizePlan,
-    /// What it was made of.
-    pub sources: Sources,
+    /// What it depends on.
+    pub inputs: QuantizeInputs,
     /// The matrices, in the order of their use.
     pub tensors: Vec<QuantizedTensor>,
     /// Names of the tensors that are as they were.
@@ -130,7 +130,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut QuantizeWatch) ->
     let model = Checkpoint::open(&plan.model)?;
     check_tensors(&model)?;
     let layout = Layout::new(&model, &plan)?;
-    let sources = Sources::of(&plan, &mut |_, done, total| watch(QuantizeStage::Reading, done, total))?;
+    let inputs = QuantizeInputs::of(&plan, &mut |_, done, total| watch(QuantizeStage::Reading, done, total))?;
     let nearest = plan.rounding.needs_target().then(|| nearest_codes(&plan, watch)).transpose()?;
     let compared_bytes = nearest.as_ref().map_or(0, |codes| codes.disk_bytes);
     let nothing_to_repair = nearest.as_ref().is_some_and(is_good_enough);
@@ -166,7 +166,7 @@ pub fn quantize(plan: QuantizePlan, draft: &Draft, watch: &mut QuantizeWatch) ->
     let read = |checkpoint: &Checkpoint| checkpoint.tensors().bytes_read();
     Ok(Quantized {
         plan,
-        sources,
+        inputs,
         tensors,
         as_stored: layout.as_stored,
         calibrated_on,

@@ -53,6 +53,29 @@ pub fn engine_revision() -> &'static str {
     env!("UNDERTEXT_ENGINE")
 }
 
+impl ModelInputs {
+    /// Reads and hashes a checkpoint that is called `name`; `watch` is that of [`Inputs::of`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`], and what `watch` returns.
+    pub(in super::super) fn of(
+        name: String,
+        checkpoint: &Checkpoint,
+        watch: &mut dyn FnMut(&str, u64, u64) -> Result<()>,
+    ) -> Result<Self> {
+        let weights = checkpoint.tensors().content_hash(&mut |done, total| watch(&name, done, total))?;
+        let config = hash_of(&[&checkpoint.path().join("config.json")])?;
+        Ok(Self { name, weights, config })
+    }
+
+    /// Whether both are one model, whatever they are called.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.weights == other.weights && self.config == other.config
+    }
+}
+
 impl Inputs {
     /// Reads and hashes every checkpoint of the audit. `watch` is told the checkpoint, and how many of how many bytes are
     /// done; its error ends the reading.
@@ -69,12 +92,7 @@ impl Inputs {
         let plan = audit.plan();
         let target = &plan.models[Plan::TARGET].path;
         let tokenizer = plan.tokenizer.as_ref().unwrap_or(target);
-        let files = ["tokenizer.json", "tokenizer_config.json"].map(|name| tokenizer.join(name));
-        let mut read = |name: String, checkpoint: &Checkpoint| {
-            let weights = checkpoint.tensors().content_hash(&mut |done, total| watch(&name, done, total))?;
-            let config = hash_of(&[&checkpoint.path().join("config.json")])?;
-            Ok(ModelInputs { name, weights, config })
-        };
+        let mut read = |name: String, checkpoint: &Checkpoint| ModelInputs::of(name, checkpoint, watch);
         let models = plan.models.iter().zip(audit.checkpoints());
         let models =
             models.map(|(model, checkpoint)| read(model.name.clone(), checkpoint)).collect::<Result<_>>()?;
@@ -87,7 +105,7 @@ impl Inputs {
             device: device.to_owned(),
             kv: kv.to_owned(),
             quantize_head: plan.quantize_head,
-            tokenizer: hash_of(&files.each_ref().map(AsRef::as_ref))?,
+            tokenizer: hash_of_tokenizer(tokenizer)?,
             models,
             released,
         })
@@ -227,6 +245,12 @@ impl Inputs {
         let text = serde_json::to_string_pretty(self).map_err(|error| Error::write(path)(error.into()))?;
         crate::checkpoint::files::replace(path, (text + "\n").as_bytes())
     }
+}
+
+/// Hash of what a checkpoint's directory says of its tokenizer.
+pub(in super::super) fn hash_of_tokenizer(directory: &Path) -> Result<String> {
+    let files = ["tokenizer.json", "tokenizer_config.json"].map(|name| directory.join(name));
+    hash_of(&files.each_ref().map(AsRef::as_ref))
 }
 
 /// Of the files' contents; one that is not there counts as empty.

@@ -18,6 +18,7 @@ mod line;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+pub(super) use inputs::hash_of_tokenizer;
 pub use inputs::{Inputs, ModelInputs, engine_revision};
 use journal::Journal;
 pub(super) use line::Sums;
