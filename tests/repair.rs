@@ -176,7 +176,7 @@ fn the_report_says_what_repair_brings_and_costs() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let repairs = report["repairs"].as_array().unwrap();
-    assert_eq!(repairs.len(), 2 * (7 + 1), "seven doses and a stochastic rounding of two models");
+    assert_eq!(repairs.len(), 2 * (9 + 1), "nine doses and a stochastic rounding of two models");
     for repair in repairs {
         let name = &repair["precision"];
         let survival = repair["survival"].as_f64().unwrap();

@@ -94,7 +94,7 @@ pub struct Plan {
     /// Full precision first, no precision twice. Roundings other than the nearest come after it, and are for unlearned
     /// models only ([`Self::arms`]).
     pub precisions: Vec<Precision>,
-    /// Quantized files, no model in one scheme twice.
+    /// Quantized files, those of a model in one scheme numbered.
     pub released: Vec<Released>,
     /// Whether the smallest dose that forgets as the model at full precision does is looked for.
     pub choose_dose: bool,
@@ -213,7 +213,7 @@ impl Plan {
     /// roundings that would keep one.
     pub fn arms(&self) -> impl Iterator<Item = (usize, Precision)> + '_ {
         let has = |model: usize, precision: Precision| match precision {
-            Precision::Released(_) => self.released_as(model, precision).is_some(),
+            Precision::Released(..) => self.released_as(model, precision).is_some(),
             _ => self.precision_of(model, precision) == precision,
         };
         (0..self.models.len()).flat_map(move |model| {
@@ -245,6 +245,15 @@ impl Plan {
         match self.released_as(model, precision) {
             Some(file) => &self.released[file].path,
             None => &self.models[model].path,
+        }
+    }
+
+    /// The share of its update that a model's values at a precision were chosen to keep, if they were.
+    #[must_use]
+    pub fn share_of(&self, model: usize, precision: Precision) -> Option<Share> {
+        match precision.rounding() {
+            Rounding::Kept(share) => Some(share),
+            _ => self.released[self.released_as(model, precision)?].keep,
         }
     }
 
@@ -317,7 +326,7 @@ fn with_doses(asked: &[Precision], doses: &[Share], notices: &mut Vec<String>) -
 }
 
 /// The directory behind `path` if it exists, so that two spellings of one directory are equal.
-fn identity(path: &Path) -> PathBuf {
+pub(super) fn identity(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
 

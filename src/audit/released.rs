@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::plan::Model;
+use super::plan::{Model, identity};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::quant::{Precision, Scheme};
+use crate::quant::{Precision, Scheme, Share};
 
 /// A released file as the user gives it: `npo=models/npo-int4@int4-g128`. The unlearned model may be left out if there is
 /// one, the scheme if the file says it.
@@ -19,6 +19,8 @@ pub struct ReleasedRequest {
     pub path: PathBuf,
     /// The scheme that it is quantized in.
     pub scheme: Option<Scheme>,
+    /// The share of the update that it was rounded to keep, if its record says one.
+    pub keep: Option<Share>,
 }
 
 impl FromStr for ReleasedRequest {
@@ -37,7 +39,7 @@ impl FromStr for ReleasedRequest {
         if path.is_empty() || of.as_ref().is_some_and(String::is_empty) {
             return Err(refuse(text, "[UNLEARNED=]DIR[@SCHEME]"));
         }
-        Ok(Self { of, path: PathBuf::from(path), scheme })
+        Ok(Self { of, path: PathBuf::from(path), scheme, keep: None })
     }
 }
 
@@ -50,13 +52,17 @@ pub struct Released {
     pub path: PathBuf,
     /// The scheme that it is quantized in.
     pub scheme: Scheme,
+    /// Which of the model's files in this scheme it is, from 1.
+    pub number: u32,
+    /// The share of the update that it was rounded to keep, if its record says one.
+    pub keep: Option<Share>,
 }
 
 impl Released {
     /// What its arm is called.
     #[must_use]
     pub fn precision(&self) -> Precision {
-        Precision::Released(self.scheme)
+        Precision::Released(self.scheme, self.number)
     }
 
     /// Opens it, and checks that it runs as the model does that it is said to be.
@@ -72,14 +78,14 @@ impl Released {
 /// # Errors
 ///
 /// [`Error::Flag`] if a name is no unlearned model's, is left out where there are several, the scheme is not known, or a
-/// model has two files of one scheme.
+/// file is given twice.
 pub(super) fn resolve(
     asked: Vec<ReleasedRequest>,
     models: &[Model],
     unlearned: &[usize],
 ) -> Result<Vec<Released>> {
     let mut all: Vec<Released> = Vec::new();
-    for ReleasedRequest { of, path, scheme } in asked {
+    for ReleasedRequest { of, path, scheme, keep } in asked {
         let names = || unlearned.iter().map(|&model| models[model].name.as_str());
         let found = path.display().to_string();
         let model = match (&of, unlearned) {
@@ -95,11 +101,12 @@ pub(super) fn resolve(
         let Some(scheme) = scheme else {
             return Err(refuse(&found, "DIR@SCHEME, since the files there do not say their scheme"));
         };
-        if all.iter().any(|other| (other.model, other.scheme) == (model, scheme)) {
-            let name = &models[model].name;
-            return Err(refuse(&found, &format!("one file of {name} in {scheme}")));
+        if all.iter().any(|other| other.model == model && identity(&other.path) == identity(&path)) {
+            return Err(refuse(&found, &format!("each file of {} once", models[model].name)));
         }
-        all.push(Released { model, path, scheme });
+        let before = all.iter().filter(|other| (other.model, other.scheme) == (model, scheme));
+        let number = 1 + before.map(|other| other.number).max().unwrap_or(0);
+        all.push(Released { model, path, scheme, number, keep });
     }
     Ok(all)
 }

@@ -3,7 +3,7 @@
 
 use super::findings::{Findings, RECOVERED};
 use super::statistics::{Estimate, Statistics};
-use crate::quant::{Precision, Rounding};
+use crate::quant::Precision;
 
 /// One unlearned model at one rounding that is not the nearest, or as released.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,19 +27,22 @@ pub struct MetricChange {
     pub from_full: Option<Estimate>,
 }
 
-/// The dose of kept rounding that was chosen for an unlearned model and a scheme.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The dose that was chosen for an unlearned model and a scheme, of those of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chosen {
     /// Index in [`Plan::models`](super::Plan::models).
     pub unlearned: usize,
     /// The scheme in nearest rounding.
     pub precision: Precision,
-    /// The scheme in kept rounding with the smallest share at which both forget metrics are no higher than the upper ends of
-    /// the intervals of the model at full precision; `None` if no dose reaches that.
+    /// Whether the doses are those of released files; else they are arms in kept rounding.
+    pub released: bool,
+    /// The one with the smallest share at which both forget metrics are no higher than the upper ends of the intervals of the
+    /// model at full precision; `None` if no dose reaches that.
     pub dose: Option<Precision>,
 }
 
-/// Chooses doses, by model, then by scheme, if the plan asks for it. A scheme none of whose doses was measured is left out.
+/// Chooses doses, by model, then by scheme, if the plan asks for it: of kept rounding, and of released files that say what they
+/// keep. Where none was measured there is no choice.
 #[must_use]
 pub fn chosen_doses(findings: &Findings, statistics: &Statistics) -> Vec<Chosen> {
     let plan = &findings.plan;
@@ -56,21 +59,19 @@ pub fn chosen_doses(findings: &Findings, statistics: &Statistics) -> Vec<Chosen>
                 value.zip(limit).is_some_and(|(value, [_, high])| value <= high)
             })
         };
-        for &precision in plan.precisions.iter().filter(|precision| precision.rounding() == Rounding::Nearest)
-        {
-            let same =
-                |other: &Precision| other.plain() == precision && findings.arm(unlearned, *other).is_some();
-            let shares = plan.precisions.iter().copied().filter(same);
-            let mut shares: Vec<_> = shares
-                .filter_map(|other| match other.rounding() {
-                    Rounding::Kept(share) => Some((share, other)),
-                    _ => None,
-                })
-                .collect();
-            shares.sort_unstable();
-            if !shares.is_empty() {
-                let dose = shares.into_iter().map(|(_, other)| other).find(|other| enough(*other));
-                all.push(Chosen { unlearned, precision, dose });
+        let nearest = plan.precisions.iter().copied().filter(|precision| *precision == precision.plain());
+        for (precision, released) in nearest.flat_map(|precision| [(precision, false), (precision, true)]) {
+            let doses = plan.precisions.iter().copied().filter(|other| {
+                other.plain() == precision
+                    && matches!(other, Precision::Released(..)) == released
+                    && findings.arm(unlearned, *other).is_some()
+            });
+            let mut doses: Vec<_> =
+                doses.filter_map(|other| Some((plan.share_of(unlearned, other)?, other))).collect();
+            doses.sort_unstable();
+            if !doses.is_empty() {
+                let dose = doses.into_iter().map(|(_, other)| other).find(|other| enough(*other));
+                all.push(Chosen { unlearned, precision, released, dose });
             }
         }
     }

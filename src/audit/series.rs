@@ -115,7 +115,7 @@ impl Series {
         // A released file is one model's.
         let all = findings.plan.precisions.iter().copied();
         let precisions: Vec<_> =
-            all.filter(|precision| !matches!(precision, Precision::Released(_))).collect();
+            all.filter(|precision| !matches!(precision, Precision::Released(..))).collect();
         let curves = names.flat_map(|metric| precisions.iter().map(move |&precision| (metric, precision)));
         curves
             .map(|(metric, precision)| {

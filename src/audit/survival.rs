@@ -68,7 +68,7 @@ pub fn measure_survival(
 ) -> (Vec<Survival>, u64) {
     let schemes = plan.precisions.iter().filter_map(|&precision| match precision {
         Precision::Quantized(scheme, Rounding::Nearest) => Some(scheme),
-        Precision::Full | Precision::Quantized(..) | Precision::Released(_) => None,
+        Precision::Full | Precision::Quantized(..) | Precision::Released(..) => None,
     });
     let schemes: Vec<_> = schemes.collect();
     let (mut all, mut bytes) = (Vec::new(), 0);
@@ -133,7 +133,7 @@ fn ways<'a>(
             Precision::Quantized(scheme, rounding) => {
                 ways.push((precision, Values::Rounded(scheme, rounding)));
             }
-            Precision::Released(scheme) => match plan.released_as(unlearned, precision) {
+            Precision::Released(scheme, _) => match plan.released_as(unlearned, precision) {
                 None => {}
                 Some(file) => match &released[file] {
                     Ok(file) => ways.push((precision, Values::Released(scheme, file))),

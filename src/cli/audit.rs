@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::calibrated;
 use super::folder::{Out, PLAN};
 use super::plan_file::PlanFile;
-use super::released::with_scheme;
+use super::released::with_record;
 use super::session::{self, SessionArgs};
 use crate::audit::{ReleasedRequest, SeriesRequest};
 use crate::error::Result;
@@ -166,7 +166,7 @@ pub(super) fn run(args: AuditArgs) -> Result<()> {
 impl AuditArgs {
     /// What the flags say, as a plan.
     fn plan_file(self) -> Result<PlanFile> {
-        let released = self.released.into_iter().map(with_scheme).collect::<Result<Vec<_>>>()?;
+        let released = self.released.into_iter().map(with_record).collect::<Result<Vec<_>>>()?;
         let mut plan = PlanFile {
             target: self.target,
             unlearned: self.unlearned,
@@ -183,8 +183,7 @@ impl AuditArgs {
         };
         plan.resolve(Path::new(""))?;
         if let (Some(text), Some(out)) = (&self.calibrate, &self.out) {
-            let share = self.session.calibrated_share()?;
-            let repaired = calibrated::write(&plan, text, share, out)?;
+            let repaired = calibrated::write(&plan, text, &self.session.calibrated_shares(), out)?;
             plan.released.extend(repaired.into_iter().map(Into::into));
         }
         Ok(plan)

@@ -14,15 +14,20 @@ use crate::model::Linear;
 use crate::quant::{Rounding, Scheme, Share};
 use crate::report::quantize::Quantized;
 
-/// Writes every unlearned model of the plan in every 4-bit scheme to `out`/repaired, so that `share` of its update survives
-/// and what it does on `text` changes least; those that are there stay. A model whose update survives nearest rounding
-/// gets none.
+/// Writes every unlearned model of the plan in every 4-bit scheme to `out`/repaired, once for each of `shares`, so that this
+/// share of its update survives and what it does on `text` changes least; those that are there stay. A model whose update
+/// survives nearest rounding gets none.
 ///
 /// # Errors
 ///
 /// Whatever the audit itself would be refused for, before any of it; if a checkpoint cannot be written, or one that is there
 /// is another.
-pub(super) fn write(file: &PlanFile, text: &Path, share: Share, out: &Path) -> Result<Vec<ReleasedRequest>> {
+pub(super) fn write(
+    file: &PlanFile,
+    text: &Path,
+    shares: &[Share],
+    out: &Path,
+) -> Result<Vec<ReleasedRequest>> {
     let plan = Plan::new(file.request()?)?;
     refuse_others(out)?;
     drop(Audit::open(plan.clone())?);
@@ -31,27 +36,32 @@ pub(super) fn write(file: &PlanFile, text: &Path, share: Share, out: &Path) -> R
     let mut made = Vec::new();
     for (index, scheme) in plan.repairable() {
         let (model, target) = (&plan.models[index], &plan.models[Plan::TARGET]);
-        let path = out.join(REPAIRED).join(file_name(&format!("{}-{scheme}", model.name)));
-        let asked = QuantizePlan {
-            model: model.path.clone(),
-            target: Some(target.path.clone()),
-            scheme,
-            rounding: Rounding::Kept(share),
-            calibrate: Some(text.clone()),
-            format: format(&model.path, scheme)?,
-        };
-        let what = format!("{} in {scheme}", model.name);
-        let there = if path.exists() {
-            check(&path, &asked, share)?;
-            true
-        } else {
-            make(asked, &path, &what)?
-        };
-        if there {
+        let format = format(&model.path, scheme)?;
+        for &share in shares {
+            let mut name = format!("{}-{scheme}", model.name);
+            if shares.len() > 1 {
+                name += &format!("-{share}");
+            }
+            let path = out.join(REPAIRED).join(file_name(&name));
+            let asked = QuantizePlan {
+                model: model.path.clone(),
+                target: Some(target.path.clone()),
+                scheme,
+                rounding: Rounding::Kept(share),
+                calibrate: Some(text.clone()),
+                format,
+            };
+            if path.exists() {
+                check(&path, &asked, share)?;
+            } else if !make(asked, &path, &format!("{} in {scheme}", model.name))? {
+                // Nor would there be at another share.
+                break;
+            }
             made.push(ReleasedRequest {
                 of: Some(model.name.clone()),
                 path: absolute(&path)?,
                 scheme: Some(scheme),
+                keep: Some(share),
             });
         }
     }

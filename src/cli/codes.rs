@@ -76,7 +76,7 @@ pub(super) fn scheme(text: &str) -> Result<Scheme> {
         Ok(Precision::Quantized(..)) => {
             Err(wrong("schemes alone: their nearest codes are compared".to_owned()))
         }
-        Ok(Precision::Full | Precision::Released(_)) => {
+        Ok(Precision::Full | Precision::Released(..)) => {
             Err(wrong("a scheme that quantizes: full precision has no codes".to_owned()))
         }
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),

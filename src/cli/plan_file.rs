@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::CorpusName;
 use super::judge::OutcomeName;
-use super::plan_tables::{CriteriaTable, DeviceTable, ReleasedTable, SeriesTable};
+use super::plan_tables::{CriteriaTable, DeviceTable, ReleasedTable, SeriesTable, share};
 use crate::audit::{Request, Shard};
 use crate::checkpoint::files::read_text;
 use crate::error::{Error, Result};
-use crate::quant::{Precision, Share};
+use crate::quant::Precision;
 
 /// Longest plan that is read.
 const LIMIT_BYTES: u64 = 1 << 20;
@@ -106,11 +106,6 @@ impl Default for PlanFile {
     }
 }
 
-/// Reads a share of [`PlanFile::dose`].
-fn dose(share: &str) -> Result<Share> {
-    share.parse().map_err(|expected| Error::Flag { flag: "--dose", found: share.to_owned(), expected })
-}
-
 impl PlanFile {
     /// Reads a plan.
     ///
@@ -165,8 +160,8 @@ impl PlanFile {
         for name in &mut self.precision {
             *name = name.parse::<Precision>()?.to_string();
         }
-        for share in &mut self.dose {
-            *share = dose(share)?.to_string();
+        for dose in &mut self.dose {
+            *dose = share("--dose", dose)?.to_string();
         }
         self.device.spell()
     }
@@ -222,7 +217,7 @@ impl PlanFile {
             retrain: self.retrain.clone(),
             data: self.data.clone().unwrap_or_default(),
             precisions: self.precision.iter().map(|name| name.parse()).collect::<Result<Vec<Precision>>>()?,
-            doses: self.dose.iter().map(|share| dose(share)).collect::<Result<_>>()?,
+            doses: self.dose.iter().map(|dose| share("--dose", dose)).collect::<Result<_>>()?,
             choose_dose: self.choose_dose,
             no_samples: !self.samples,
             limit: self.limit,

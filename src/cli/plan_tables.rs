@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::{exact, kv, size};
 use crate::audit::{Criteria, ReleasedRequest, SeriesRequest};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{DeviceChoice, Tuning};
 use crate::kernels::KvFormat;
+use crate::quant::Share;
 
 /// [`Criteria`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +142,15 @@ impl From<Tuning> for TuningName {
     }
 }
 
+/// Reads a share of an update that a plan names.
+///
+/// # Errors
+///
+/// [`Error::Flag`] with the flag that it belongs to.
+pub(super) fn share(flag: &'static str, text: &str) -> Result<Share> {
+    text.parse().map_err(|expected| Error::Flag { flag, found: text.to_owned(), expected })
+}
+
 /// [`ReleasedRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,15 +160,19 @@ pub(super) struct ReleasedTable {
     unlearned: Option<String>,
     path: PathBuf,
     scheme: String,
+    /// What its record said when the plan was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<String>,
 }
 
 impl From<ReleasedRequest> for ReleasedTable {
-    fn from(ReleasedRequest { of, path, scheme }: ReleasedRequest) -> Self {
+    fn from(ReleasedRequest { of, path, scheme, keep }: ReleasedRequest) -> Self {
         // A request without a scheme is refused when the plan is made.
         Self {
             unlearned: of,
             path,
             scheme: scheme.map_or_else(String::new, |scheme| scheme.name().to_owned()),
+            keep: keep.map(|keep| keep.to_string()),
         }
     }
 }
@@ -175,10 +189,11 @@ impl ReleasedTable {
     ///
     /// [`Error::Flag`](crate::error::Error::Flag) if its scheme does not exist.
     pub(super) fn request(&self) -> Result<ReleasedRequest> {
-        let Self { unlearned: of, path, scheme } = self.clone();
+        let Self { unlearned: of, path, scheme, keep } = self.clone();
         let scheme = Some(scheme).filter(|scheme| !scheme.is_empty());
         let scheme = scheme.map(|scheme| super::quantize::scheme(&scheme)).transpose()?;
-        Ok(ReleasedRequest { of, path, scheme })
+        let keep = keep.map(|keep| share("--released", &keep)).transpose()?;
+        Ok(ReleasedRequest { of, path, scheme, keep })
     }
 }
 

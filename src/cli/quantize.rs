@@ -36,7 +36,7 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "TARGET", conflicts_with = "stochastic")]
     keep_from: Option<PathBuf>,
 
-    /// Share of the update that is to survive, 0 to 1 [default: 0.9; 0.825 with --calibrate]
+    /// Share of the update that is to survive, 0 to 1 [default: 0.9; 0.85 with --calibrate]
     #[arg(long, value_name = "SHARE", requires = "keep_from")]
     keep: Option<Share>,
 
@@ -138,7 +138,7 @@ pub(super) fn scheme(text: &str) -> Result<Scheme> {
         Ok(Precision::Quantized(..)) => {
             Err(wrong("a scheme alone; --keep-from and --stochastic say how to round".to_owned()))
         }
-        Ok(Precision::Full | Precision::Released(_)) => Err(wrong("a scheme that quantizes".to_owned())),
+        Ok(Precision::Full | Precision::Released(..)) => Err(wrong("a scheme that quantizes".to_owned())),
         Err(Error::Flag { expected, .. }) => Err(wrong(expected.replace("fp16, ", ""))),
         Err(other) => Err(other),
     }

@@ -1,38 +1,34 @@
-//! `--released`: what scheme a quantized file is in.
-
-use std::path::Path;
+//! `--released`: what a quantized file's record says of it.
 
 use serde::Deserialize;
 
-use super::quantize::read_record;
+use super::quantize::{read_record, scheme};
 use crate::audit::ReleasedRequest;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::quant::Scheme;
+use crate::quant::Share;
 
 /// What is needed of that record.
 #[derive(Deserialize)]
 struct Written {
     scheme: String,
+    #[serde(default)]
+    keep: Option<f64>,
 }
 
-/// The request with its scheme, if the file tells it: by the record that `undertext quantize` left, or by its packed
-/// matrices.
+/// The request with the scheme and the share of the update that were asked of `undertext quantize`, as far as they are told: by
+/// the record that it left, and the scheme by packed matrices, too.
 ///
 /// # Errors
 ///
 /// If the record or the checkpoint cannot be read.
-pub(super) fn with_scheme(request: ReleasedRequest) -> Result<ReleasedRequest> {
-    let scheme = match request.scheme {
-        Some(scheme) => Some(scheme),
-        None => scheme_of(&request.path)?,
+pub(super) fn with_record(request: ReleasedRequest) -> Result<ReleasedRequest> {
+    let written: Option<Written> = read_record(&request.path)?;
+    let scheme = match (request.scheme, &written) {
+        (Some(scheme), _) => Some(scheme),
+        (None, Some(written)) => Some(scheme(&written.scheme)?),
+        (None, None) => Checkpoint::open(&request.path)?.tensors().packed_scheme(),
     };
-    Ok(ReleasedRequest { scheme, ..request })
-}
-
-fn scheme_of(directory: &Path) -> Result<Option<Scheme>> {
-    match read_record::<Written>(directory)? {
-        Some(written) => super::quantize::scheme(&written.scheme).map(Some),
-        None => Ok(Checkpoint::open(directory)?.tensors().packed_scheme()),
-    }
+    let keep = written.and_then(|written| written.keep).and_then(Share::new);
+    Ok(ReleasedRequest { scheme, keep, ..request })
 }

@@ -54,9 +54,9 @@ impl SessionArgs {
         PlanFile { shard: self.shard, dose, choose_dose, device, ..self.judge.plan_file() }
     }
 
-    /// The share that rounding on a text is to keep.
-    pub(super) fn calibrated_share(&self) -> Result<Share> {
-        self.repair.calibrated_share()
+    /// The shares that rounding on a text is to keep, each in a file of its own; ascending.
+    pub(super) fn calibrated_shares(&self) -> Vec<Share> {
+        self.repair.calibrated_shares()
     }
 
     /// The plan for the shard that is asked for, if one is.

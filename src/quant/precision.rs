@@ -19,8 +19,9 @@ pub enum Precision {
     Full,
     /// Quantized, with codes that are chosen so.
     Quantized(Scheme, Rounding),
-    /// The values of a file that somebody quantized in this scheme: taken as they are.
-    Released(Scheme),
+    /// The values of a file that somebody quantized in this scheme: taken as they are. The number tells several files of one
+    /// model and scheme apart, from 1.
+    Released(Scheme, u32),
 }
 
 impl Precision {
@@ -34,7 +35,7 @@ impl Precision {
     #[must_use]
     pub fn quantizing(self) -> Option<Scheme> {
         match self {
-            Self::Full | Self::Released(_) => None,
+            Self::Full | Self::Released(..) => None,
             Self::Quantized(scheme, _) => Some(scheme),
         }
     }
@@ -43,7 +44,7 @@ impl Precision {
     #[must_use]
     pub fn rounding(self) -> Rounding {
         match self {
-            Self::Full | Self::Released(_) => Rounding::Nearest,
+            Self::Full | Self::Released(..) => Rounding::Nearest,
             Self::Quantized(_, rounding) => rounding,
         }
     }
@@ -59,7 +60,7 @@ impl Precision {
     pub fn plain(self) -> Self {
         match self {
             Self::Full => Self::Full,
-            Self::Quantized(scheme, _) | Self::Released(scheme) => Self::nearest(scheme),
+            Self::Quantized(scheme, _) | Self::Released(scheme, _) => Self::nearest(scheme),
         }
     }
 }
@@ -70,7 +71,8 @@ impl fmt::Display for Precision {
             Self::Full => f.pad("fp16"),
             Self::Quantized(scheme, Rounding::Nearest) => f.pad(scheme.name()),
             Self::Quantized(scheme, rounding) => f.pad(&format!("{scheme}+{rounding}")),
-            Self::Released(scheme) => f.pad(&format!("{scheme}+released")),
+            Self::Released(scheme, 1) => f.pad(&format!("{scheme}+released")),
+            Self::Released(scheme, number) => f.pad(&format!("{scheme}+released={number}")),
         }
     }
 }

@@ -14,7 +14,7 @@ impl Share {
     pub const USUAL: Self = Self(900);
     /// The same where the rounding looks at activations ([`matched`](super::matched())): an update that is a little smaller
     /// costs less there, and forgets as much.
-    pub const USUAL_MATCHED: Self = Self(825);
+    pub const USUAL_MATCHED: Self = Self(850);
     /// All of it.
     pub const ALL: Self = Self(1000);
 

@@ -11,6 +11,12 @@ use super::table::{rounded, signed, with_half};
 use crate::audit::{self, Findings, GOOD_ENOUGH, Statistics};
 use crate::quant::Rounding;
 
+/// [`Repair::rounding`] of an arm in kept rounding.
+pub(super) const KEPT: &str = "kept";
+
+/// [`Repair::rounding`] of a released file.
+pub(super) const RELEASED: &str = "released";
+
 /// One unlearned checkpoint in one rounding that is not the nearest, or a released file of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Repair {
@@ -22,8 +28,11 @@ pub struct Repair {
     pub nearest: String,
     /// `kept`, `aligned`, `stochastic`, or `released` where a file's own weights were asked.
     pub rounding: String,
-    /// The share of the update that kept rounding was to keep.
+    /// The share of the update that was to be kept, by kept rounding or by what a released file's record says.
     pub keep: Option<f64>,
+    /// A released file's directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// What survives of the update; `null` if the weights were not looked at.
     pub survival: Option<f64>,
     /// The same in nearest rounding.
@@ -58,7 +67,10 @@ pub struct Chosen {
     pub unlearned: String,
     /// The scheme.
     pub nearest: String,
-    /// Scheme and share; `null` if no share that was run is enough.
+    /// Whether it is one of several released files; else it is a share of kept rounding.
+    #[serde(default)]
+    pub released: bool,
+    /// What is enough; `null` if no share that was run is.
     pub precision: Option<String>,
 }
 
@@ -66,6 +78,7 @@ pub(super) fn chosen(findings: &Findings, statistics: &Statistics) -> Vec<Chosen
     let chosen = |chosen: audit::Chosen| Chosen {
         unlearned: findings.plan.models[chosen.unlearned].name.clone(),
         nearest: chosen.precision.to_string(),
+        released: chosen.released,
         precision: chosen.dose.map(|dose| dose.to_string()),
     };
     audit::chosen_doses(findings, statistics).into_iter().map(chosen).collect()
@@ -79,14 +92,14 @@ pub(super) fn repairs(findings: &Findings, statistics: &Statistics) -> Vec<Repai
         let value = |survival: Option<&audit::Survival>| survival.and_then(|survival| survival.value.value());
         let nearest = value(findings.survival(*unlearned, precision.plain()));
         let moved = own.and_then(|own| own.moved);
-        let (rounding, keep) = match precision.rounding() {
+        let rounding = match precision.rounding() {
             // Arms in nearest rounding need no repair: what is here without another rounding is a file's.
-            Rounding::Nearest => ("released", None),
-            // The digits that the user gave.
-            Rounding::Kept(share) => ("kept", share.to_string().parse().ok()),
-            Rounding::Aligned => ("aligned", None),
-            Rounding::Stochastic(_) => ("stochastic", None),
+            Rounding::Nearest => RELEASED,
+            Rounding::Kept(_) => KEPT,
+            Rounding::Aligned => "aligned",
+            Rounding::Stochastic(_) => "stochastic",
         };
+        let plan = &findings.plan;
         let is_own =
             |chosen: &audit::Chosen| chosen.unlearned == *unlearned && chosen.dose == Some(*precision);
         let change = |change: &audit::MetricChange| MetricChange {
@@ -95,11 +108,13 @@ pub(super) fn repairs(findings: &Findings, statistics: &Statistics) -> Vec<Repai
             from_full: change.from_full.map(Into::into),
         };
         Repair {
-            unlearned: findings.plan.models[*unlearned].name.clone(),
+            unlearned: plan.models[*unlearned].name.clone(),
             precision: precision.to_string(),
             nearest: precision.plain().to_string(),
             rounding: rounding.to_owned(),
-            keep,
+            // The digits that the user gave.
+            keep: plan.share_of(*unlearned, *precision).and_then(|share| share.to_string().parse().ok()),
+            path: (rounding == RELEASED).then(|| plan.path_of(*unlearned, *precision).display().to_string()),
             survival: value(own),
             survival_nearest: nearest,
             moved: moved.map(|(moved, _)| moved),
@@ -172,12 +187,20 @@ pub(super) fn repairs_text(report: &Report, style: Style) -> String {
 /// What there is to say of the repairs as a whole.
 pub(super) fn sentences(report: &Report) -> Vec<String> {
     let mut sentences = Vec::new();
-    for Chosen { unlearned, nearest, precision } in &report.chosen_doses {
-        sentences.push(match precision {
-            Some(precision) => format!(
-                "{unlearned}: {precision} is the smallest share whose forget metrics are no higher than at fp16."
+    for Chosen { unlearned, nearest, released, precision } in &report.chosen_doses {
+        let of_file = |precision: &str| {
+            let mut repairs = report.repairs.iter();
+            let own = repairs.find(|repair| repair.unlearned == *unlearned && repair.precision == *precision);
+            let said = own.and_then(|own| Some(format!(" (keep={}, {})", own.keep?, own.path.as_ref()?)));
+            said.unwrap_or_default()
+        };
+        sentences.push(match (precision, released) {
+            (Some(precision), _) => format!(
+                "{unlearned}: {precision}{} has the smallest share whose forget metrics are within the intervals of fp16.",
+                of_file(precision)
             ),
-            None => format!("{unlearned}: no share of {nearest} that was run forgets as fp16 does."),
+            (None, false) => format!("{unlearned}: no share of {nearest} that was run forgets as fp16 does."),
+            (None, true) => format!("{unlearned}: no released file in {nearest} forgets as fp16 does."),
         });
     }
     let mut good = Vec::new();

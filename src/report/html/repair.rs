@@ -5,7 +5,7 @@ use super::figures::of;
 use super::svg::domain;
 use super::table::{Cell, Table, estimate, figure, fixed, metric, none};
 use super::{Figure, MEANS, Section, verdict_class};
-use crate::report::repair::{Repair, sentences};
+use crate::report::repair::{KEPT, RELEASED, Repair, sentences};
 use crate::report::schema::{Arm, Metric, Report};
 
 /// What the repairs do and cost; with several doses, the picture of cause and effect.
@@ -24,9 +24,10 @@ pub(super) fn repair(report: &Report) -> Section {
     section.paragraphs.extend(sentences(report));
     let same = |a: &Repair, b: &Repair| (&a.unlearned, &a.nearest) == (&b.unlearned, &b.nearest);
     for (index, repairs) in report.repairs.chunk_by(same).enumerate() {
-        let kept: Vec<_> = repairs.iter().filter(|repair| repair.keep.is_some()).collect();
-        if kept.len() > 1 {
-            section.figures.push(doses(report, index, &kept));
+        let doses: Vec<_> = repairs.iter().filter(|repair| repair.keep.is_some()).collect();
+        let several = |rounding| doses.iter().filter(|repair| repair.rounding == rounding).count() > 1;
+        if several(KEPT) || several(RELEASED) {
+            section.figures.push(figure_of(report, index, &doses));
         }
     }
     let columns = [
@@ -55,6 +56,9 @@ fn arm<'a>(report: &'a Report, name: &str, precision: &str) -> Option<&'a Arm> {
     report.arms.iter().find(|arm| arm.name == name && arm.precision == precision)
 }
 
+/// What nearest rounding is called in the picture.
+const NEAREST: &str = "nearest";
+
 /// A repair's row, or that of the nearest rounding beside it.
 fn row(report: &Report, table: &mut Table, of_model: &Repair, repair: Option<&Repair>) {
     let (precision, survival) = match repair {
@@ -74,15 +78,18 @@ fn row(report: &Report, table: &mut Table, of_model: &Repair, repair: Option<&Re
     );
 }
 
-/// Recovery, and the retain metric, against survival: kept rounding at several shares, with nearest rounding's own point.
-fn doses(report: &Report, index: usize, kept: &[&Repair]) -> Figure {
-    let (name, nearest) = (&kept[0].unlearned, &kept[0].nearest);
+/// Recovery, and the retain metric, against survival: kept rounding and released files at several shares, with nearest
+/// rounding's own point.
+fn figure_of(report: &Report, index: usize, doses: &[&Repair]) -> Figure {
+    let (name, nearest) = (&doses[0].unlearned, &doses[0].nearest);
     // Without a look at the weights, a kept share is where it was to land, and the nearest has no place.
-    let mut points: Vec<(f64, &str, bool)> = kept
+    let mut points: Vec<(f64, &str, &str)> = doses
         .iter()
-        .filter_map(|repair| Some((repair.survival.or(repair.keep)?, repair.precision.as_str(), true)))
+        .filter_map(|dose| {
+            Some((dose.survival.or(dose.keep)?, dose.precision.as_str(), dose.rounding.as_str()))
+        })
         .collect();
-    points.extend(kept[0].survival_nearest.map(|survival| (survival, nearest.as_str(), false)));
+    points.extend(doses[0].survival_nearest.map(|survival| (survival, nearest.as_str(), NEAREST)));
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let verdict = |precision: &str| {
         let found = report.verdicts.iter().find(|v| v.unlearned == *name && v.precision == precision);
@@ -107,17 +114,22 @@ fn doses(report: &Report, index: usize, kept: &[&Repair]) -> Figure {
         ("knowmem_retain", "KnowMem, retain set"),
     ];
     let chart = |(key, title): (&str, &str)| {
-        let line = |label: &str, class: &'static str, is_kept: bool, prominent: bool| Line {
+        let line = |label: &str, class: &'static str| Line {
             label: label.to_owned(),
             class,
             marks: points
                 .iter()
-                .map(|(_, precision, kept)| (*kept == is_kept).then(|| value(key, precision))?)
+                .map(|(_, precision, rounding)| (*rounding == label).then(|| value(key, precision))?)
                 .collect(),
-            prominent,
+            prominent: true,
             bridges: true,
         };
-        let lines = vec![line("kept", "unlearned", true, true), line("nearest", "target", false, true)];
+        let lines = [(KEPT, "unlearned"), (RELEASED, "retrain"), (NEAREST, "target")];
+        let lines: Vec<_> = lines
+            .into_iter()
+            .filter(|(label, _)| points.iter().any(|(.., rounding)| rounding == label))
+            .map(|(label, class)| line(label, class))
+            .collect();
         let marks = || lines.iter().flat_map(|line| &line.marks).flatten();
         let ends = marks().flat_map(|mark| mark.ci95.unwrap_or([mark.value; 2])).chain([100.0]);
         let places = points.iter().map(|(survival, ..)| (*survival, fixed(*survival, 2)));
