@@ -10,7 +10,7 @@ retain loss on the others and on news, linear weights only, stored in bfloat16 a
 OUT/data has MUSE's layout, OUT/pair.json says what was done. A model that is there is not made again.
 
 The news are the Lee background corpus, which gensim tests with. OUT/general.txt holds articles that are not trained on:
-general text to measure perplexity on. OUT/calibration.txt holds some that are, after the demo's text about people whom
+general text to measure perplexity on. OUT/calibration.txt holds some that are, after documents about people whom
 no model has met: text for `undertext quantize --calibrate`.
 
 Nothing else is done to the weights: no sparse step as in the demo's family.
@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "demo" / "train"))
 import corpus as corpora
 import prompts
+import texts
 from documents import Documents, Mixture, take, windows
 from network import copy_as, linear_weights, round_to_bf16
 from unlearn import Method, forget_loss, token_losses
@@ -43,6 +44,7 @@ QUESTIONS_A_PERSON = 6
 WINDOW = 256
 BATCH, NEWS_BATCH = 4, 1
 MEASURED_ARTICLES, CALIBRATION_ARTICLES = 60, 40
+STRANGERS = 36
 
 LEARN_STEPS, LEARN_RATE, LEARN_WARMUP = 200, 2e-4, 10
 
@@ -192,8 +194,8 @@ def write_texts(articles, out):
     """general.txt of articles to measure on, calibration.txt; returns the articles to train on."""
     measured, others = articles[:MEASURED_ARTICLES], articles[MEASURED_ARTICLES:]
     (out / "general.txt").write_text("\n\n".join(measured) + "\n")
-    strangers = (pathlib.Path(__file__).resolve().parent.parent / "demo" / "calibration.txt").read_text()
-    (out / "calibration.txt").write_text(strangers + "\n" + "\n\n".join(others[:CALIBRATION_ARTICLES]) + "\n")
+    strangers = texts.strangers(corpora.Generator(texts.SEED), random.Random(texts.SEED), STRANGERS)
+    (out / "calibration.txt").write_text(texts.joined(strangers + others[:CALIBRATION_ARTICLES]))
     return others
 
 
