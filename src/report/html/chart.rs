@@ -101,14 +101,16 @@ impl Chart {
         for (place, name) in &self.places {
             let (at, name) = (x.at(*place), shortened(name, LONGEST));
             let half = LETTER * name.chars().count() as f64 / 2.0;
-            if turned {
+            // A name that would run into the one before it is left out: the table has them all.
+            if turned && at >= free_from {
+                free_from = at + LINE;
                 let (left, top) = (at + 4.0, bottom + 12.0);
                 write!(
                     f,
                     r#"<text class="tick" text-anchor="end" transform="translate({left:.1} {top:.1}) rotate(-40)">{}</text>"#,
                     Escaped(&name)
                 )?;
-            } else if at - half >= free_from {
+            } else if !turned && at - half >= free_from {
                 text(f, [at, bottom + 16.0], "tick", "middle", &name)?;
                 free_from = at + half;
             }
@@ -258,6 +260,10 @@ mod tests {
     fn long_names_are_turned_and_nothing_is_not_a_picture() {
         let long = chart(&["int4-asym-g128", "int4-asym-g64", "int4-g32"], &[Some(1.0); 3]).to_string();
         assert!(long.contains("rotate("), "{long}");
+        let mut near = chart(&["int4-asym-g128", "int4-asym-g64", "int4-g32", "nf4-b64"], &[Some(1.0); 4]);
+        near.places[1].0 = 0.1;
+        let near = near.to_string();
+        assert_eq!((near.matches("rotate(").count(), near.matches("<circle").count()), (3, 4), "{near}");
         assert!(!chart(&["fp16", "int8", "int4"], &[Some(1.0); 3]).to_string().contains("rotate("));
         assert!(chart(&["fp16"], &[None]).is_empty());
         assert!(!chart(&["fp16"], &[Some(1.0)]).to_string().contains("NaN"));
