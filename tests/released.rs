@@ -253,9 +253,21 @@ fn calibrated_files_are_made_for_an_audit_and_used_again() {
     let before = made("run/repaired/npo_gdr-int4-g128/model.safetensors");
     assert_eq!(json_of(&folder, &line)["counters"]["tokens_scored"], report["counters"]["tokens_scored"]);
     assert_eq!(made("run/repaired/npo_gdr-int4-g128/model.safetensors"), before);
-    let (code, _, stderr) = undertext(&folder, &format!("{line} --keep 0.5"));
+    let (code, _, stderr) = undertext(&folder, &format!("{line} --keep auto"));
+    assert!(code == 3 && stderr.contains("run/plan.toml") && stderr.contains("dose"), "{code}: {stderr}");
+    assert_eq!(
+        std::fs::read_dir(folder.path().join("run/repaired")).unwrap().count(),
+        1,
+        "none was made first"
+    );
+    let [repaired, elsewhere] = ["run/repaired", "other/repaired"].map(|path| folder.path().join(path));
+    std::fs::create_dir(folder.path().join("other")).unwrap();
+    std::fs::rename(&repaired, &elsewhere).unwrap();
+    let (code, _, stderr) =
+        undertext(&folder, &format!("{} --keep 0.5", line.replace("--out run", "--out other")));
     assert_eq!(code, 3, "{stderr}");
     assert!(stderr.contains("keep = 0.85") && stderr.contains("keep = 0.5"), "{stderr}");
+    std::fs::rename(&elsewhere, &repaired).unwrap();
     // Made of another config or tokenizer, which the text was read with, or of another text.
     let path = folder.path().join("run/repaired/npo_gdr-int4-g128/undertext.json");
     let record = std::fs::read_to_string(&path).unwrap();

@@ -193,6 +193,24 @@ fn more_shards_than_work_and_no_comparisons() {
     assert_eq!(figures(&root.join("merged")).0, figures(&root.join("whole")).0);
 }
 
+/// Files of one model only, two of them in one scheme.
+#[test]
+fn shards_judge_released_files() {
+    let family = family();
+    let root = family.path("");
+    for seed in [1, 2] {
+        good(&run(&root, &format!("quantize npo --scheme int4-g32 --stochastic {seed} --out file{seed}")));
+    }
+    let line = AUDIT.replace("--limit 4", "--limit 1 --no-divergence")
+        + " --released npo=file1 --released npo=file2";
+    good(&run(&root, &format!("{line} --out whole")));
+    let want = figures(&root.join("whole")).0;
+    assert!(want.contains("int4-g32+released=2"), "{want}");
+    let folders = run_shards(&root, &line, "s", 2);
+    good(&run(&root, &format!("merge {folders} --out merged")));
+    assert_eq!(figures(&root.join("merged")).0, want);
+}
+
 #[test]
 fn a_demo_in_shards_is_the_demo() {
     let root = TempDir::new().unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::folder::{REPAIRED, file_name, refuse_others};
+use super::folder::{PLAN, REPAIRED, file_name, refuse_others};
 use super::output::notice;
 use super::plan_file::PlanFile;
 use super::quantize::{read_record, round};
@@ -30,6 +30,7 @@ pub(super) fn write(
 ) -> Result<Vec<ReleasedRequest>> {
     let plan = Plan::new(file.request()?)?;
     refuse_others(out)?;
+    refuse_another_plan(file, out)?;
     drop(Audit::open(plan.clone())?);
     let text = absolute(text)?;
     std::fs::metadata(&text).map_err(Error::read(&text))?;
@@ -66,6 +67,18 @@ pub(super) fn write(
         }
     }
     Ok(made)
+}
+
+/// Refuses the folder of another plan as the run itself would, before the work. `file` does not know yet what is made for it.
+fn refuse_another_plan(file: &PlanFile, out: &Path) -> Result<()> {
+    let path = out.join(PLAN);
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut theirs = PlanFile::read(&path)?;
+    let made = absolute(&out.join(REPAIRED))?;
+    theirs.released.retain_mut(|released| !released.checkpoint().starts_with(&made));
+    file.same_as(&theirs, &path)
 }
 
 /// Makes one, unless there is nothing to repair; says which.

@@ -187,7 +187,7 @@ impl ReleasedTable {
     ///
     /// # Errors
     ///
-    /// [`Error::Flag`](crate::error::Error::Flag) if its scheme does not exist.
+    /// [`Error::Flag`] if its scheme does not exist.
     pub(super) fn request(&self) -> Result<ReleasedRequest> {
         let Self { unlearned: of, path, scheme, keep } = self.clone();
         let scheme = Some(scheme).filter(|scheme| !scheme.is_empty());

@@ -161,12 +161,14 @@ pub(super) fn survival(
             .to_owned(),
     };
     let kept: Vec<Kept> = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
-    let quantized = plan.precisions.iter().filter(|precision| **precision != Precision::Full).count();
     let mut all = Vec::new();
     for unlearned in shard.updates(plan) {
         let (name, weights) = (&plan.models[unlearned].name, weights(inputs, unlearned));
         let own = kept.iter().filter(|kept| kept.unlearned == *name && kept.weights == weights);
         let before = all.len();
+        // Of a released file only its own model has an arm.
+        let quantized =
+            plan.arms().filter(|&(model, precision)| model == unlearned && precision != Precision::Full);
         for kept in own {
             let Kept { precision, value, reason, moved, .. } = kept;
             let value = match (value, reason) {
@@ -179,7 +181,7 @@ pub(super) fn survival(
             let matrices = kept.fates().ok_or_else(|| broken("an unknown module".to_owned()))?;
             all.push(Survival { unlearned, precision, value, moved: *moved, matrices });
         }
-        if all.len() - before != quantized {
+        if all.len() - before != quantized.count() {
             return Ok(None);
         }
     }

@@ -6,10 +6,11 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::grid::Grid;
+use super::maps::{Map, Wanted};
 use super::schema::{Device, Program, VERSION};
 use super::style::{Meaning, Style, printable};
 use super::table::{percent, rounded};
-use crate::audit::{self, TensorChange};
+use crate::audit;
 use crate::quant::Change;
 
 /// From this survival on, nothing is expected to come back.
@@ -65,28 +66,11 @@ pub struct Plan {
 /// One scheme.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SchemeCodes {
-    /// All quantized matrices.
-    pub total: Figures,
+    /// The figures.
+    #[serde(flatten)]
+    pub map: Map<Figures>,
     /// What the total's survival says, in words.
     pub reading: String,
-    /// By the module's name, over all layers.
-    pub modules: BTreeMap<String, Figures>,
-    /// Each layer.
-    pub layers: Vec<Layer>,
-    /// The output head, if it is quantized.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head: Option<Figures>,
-}
-
-/// One layer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Layer {
-    /// Its number, from 0.
-    pub layer: usize,
-    /// All its matrices.
-    pub total: Figures,
-    /// Each of its matrices, by the module's name.
-    pub modules: BTreeMap<String, Figures>,
 }
 
 /// What an update from `t` to `u` does to one or more matrices; `Q` is the value that a code stands for.
@@ -179,26 +163,11 @@ impl From<&audit::Codes> for Codes {
 }
 
 fn scheme_codes(codes: &audit::Codes, scheme: usize) -> SchemeCodes {
-    let figures = |wanted: &dyn Fn(&TensorChange) -> bool| Figures::from(&codes.sum(scheme, wanted));
-    let modules = |wanted: &dyn Fn(&TensorChange) -> bool| {
-        let modules = codes.modules().into_iter().filter(|&module| module != audit::HEAD);
-        let of = |module| figures(&|tensor| tensor.module == module && wanted(tensor));
-        modules.map(|module| (module.to_owned(), of(module))).collect()
-    };
-    let layer = |layer| Layer {
-        layer,
-        total: figures(&|tensor| tensor.layer == Some(layer)),
-        modules: modules(&|tensor| tensor.layer == Some(layer)),
-    };
-    let total = figures(&|_| true);
-    let name = codes.plan.schemes[scheme].name();
-    SchemeCodes {
-        reading: reading(name, &total),
-        total,
-        modules: modules(&|_| true),
-        layers: (0..codes.layers()).map(layer).collect(),
-        head: codes.plan.quantize_head.then(|| figures(&|tensor| tensor.layer.is_none())),
-    }
+    let sum =
+        |wanted: &Wanted<'_>| Figures::from(&codes.sum(scheme, |tensor| wanted(tensor.layer, tensor.module)));
+    let places: Vec<_> = codes.tensors.iter().map(|tensor| (tensor.layer, tensor.module)).collect();
+    let map = Map::new(&places, &sum);
+    SchemeCodes { reading: reading(codes.plan.schemes[scheme].name(), &map.total), map }
 }
 
 fn as_stored(codes: &audit::Codes) -> AsStored {
@@ -275,7 +244,7 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
         codes.plan.schemes.iter().filter_map(|name| Some((name, codes.schemes.get(name)?))).collect();
     let Some((_, first)) = asked.first() else { return Ok(()) };
     let Plan { target, unlearned, .. } = &codes.plan;
-    let names = format!("From {target} (t) to {unlearned} (u): {}", update(&first.total));
+    let names = format!("From {target} (t) to {unlearned} (u): {}", update(&first.map.total));
     writeln!(text, "{}\n", style.prose(&printable(&names)))?;
     let Device { name, backend, kind, .. } = &codes.device;
     if backend != "cpu" {
@@ -289,9 +258,9 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
          |u-t|/step: mean and 99 % quantile; capped at 1, its mean is the share of codes that should flip",
     );
     writeln!(text, "{legend}")?;
-    let survival = |scheme: &SchemeCodes| scheme.total.survival.unwrap_or(f64::INFINITY);
+    let survival = |scheme: &SchemeCodes| scheme.map.total.survival.unwrap_or(f64::INFINITY);
     let least = asked.iter().min_by(|(_, a), (_, b)| survival(a).total_cmp(&survival(b)));
-    if let Some((name, scheme)) = least.filter(|(_, scheme)| scheme.total.survival.is_some()) {
+    if let Some((name, scheme)) = least.filter(|(_, scheme)| scheme.map.total.survival.is_some()) {
         let others = if asked.len() > 1 { " (of others: --schemes NAME, or --json)" } else { "" };
         let title = style.prose(&format!("Survival in {name} by layer and module{others}"));
         writeln!(text, "\n{title}\n{}", map(scheme, style))?;
@@ -299,7 +268,7 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
     writeln!(text)?;
     for (_, scheme) in &asked {
         let reading = style.prose(&format!("{}.", scheme.reading));
-        writeln!(text, "{}", style.paint(kept(scheme.total.survival), &reading))?;
+        writeln!(text, "{}", style.paint(kept(scheme.map.total.survival), &reading))?;
     }
     let stored = &codes.as_stored;
     if let (Some(changed), Some(share)) = (stored.changed, stored.share_of_update)
@@ -313,7 +282,7 @@ fn write_codes(text: &mut String, codes: &Codes, style: Style) -> std::fmt::Resu
         );
         writeln!(text, "{}", style.prose(&besides))?;
     }
-    if first.total.survival.is_some() {
+    if first.map.total.survival.is_some() {
         let words = "A rule of thumb from small models, made from the files alone: `undertext audit` measures what comes back.";
         writeln!(text, "{}", style.legend(words))?;
     }
@@ -358,7 +327,7 @@ fn totals(schemes: &[(&String, &SchemeCodes)], style: Style) -> String {
     ];
     let mut table = Grid::new(style, &header.map(str::to_owned), 1);
     for (name, scheme) in schemes {
-        let total = &scheme.total;
+        let total = &scheme.map.total;
         let shares = [
             total.code_changed,
             total.flips_predicted,
@@ -389,13 +358,13 @@ fn map(scheme: &SchemeCodes, style: Style) -> String {
         let row: Vec<_> = [name].into_iter().chain(cells).chain([hundredths(all)]).collect();
         table.add(&row);
     };
-    for layer in &scheme.layers {
+    for layer in &scheme.map.layers {
         row(layer.layer.to_string(), &layer.modules, layer.total.survival);
     }
-    if let Some(head) = &scheme.head {
+    if let Some(head) = &scheme.map.head {
         row("head".to_owned(), &BTreeMap::new(), head.survival);
     }
-    row("all".to_owned(), &scheme.modules, scheme.total.survival);
+    row("all".to_owned(), &scheme.map.modules, scheme.map.total.survival);
     table.text()
 }
 

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::maps::SurvivalMap;
+use super::maps::{SurvivalMap, survival_map};
 use crate::audit::{self, ALPHA, CONFIDENCE, Findings, closeness_correlation, rank_correlation, verdicts};
 use crate::metrics::Measured;
 
@@ -198,7 +198,7 @@ pub(super) fn survival(findings: &Findings) -> Vec<Survival> {
         let (value, reason) = parts(&survival.value);
         let unlearned = findings.plan.models[survival.unlearned].name.clone();
         let (moved, weights) = survival.moved.unzip();
-        let (precision, map) = (survival.precision.to_string(), SurvivalMap::new(survival));
+        let (precision, map) = (survival.precision.to_string(), survival_map(survival));
         Survival { unlearned, precision, value, moved, weights, reason, map }
     };
     findings.survival.iter().map(survival).collect()

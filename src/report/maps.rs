@@ -1,4 +1,4 @@
-//! Which matrices keep their part of an update, layer by layer: in the record.
+//! What became of an update where it stands, layer by layer and module by module: in the records.
 
 use std::collections::BTreeMap;
 
@@ -7,30 +7,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::{self, Fate, HEAD, MatrixFate};
 
-/// What a precision keeps of an update, by layer and module.
+/// A figure of the quantized matrices of a model, by layer and module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct SurvivalMap {
+pub struct Map<F> {
     /// All quantized matrices.
-    pub total: Remains,
+    pub total: F,
     /// By the module's name, over all layers.
-    pub modules: BTreeMap<String, Remains>,
+    pub modules: BTreeMap<String, F>,
     /// Each layer.
-    pub layers: Vec<LayerRemains>,
+    pub layers: Vec<LayerMap<F>>,
     /// The output head, if it is quantized.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head: Option<Remains>,
+    // Named, since a plain default wants one of F.
+    #[serde(default = "Option::<F>::default", skip_serializing_if = "Option::is_none")]
+    pub head: Option<F>,
 }
 
 /// One layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct LayerRemains {
+pub struct LayerMap<F> {
     /// Its number, from 0.
     pub layer: usize,
     /// All its matrices.
-    pub total: Remains,
+    pub total: F,
     /// Each of its matrices, by the module's name.
-    pub modules: BTreeMap<String, Remains>,
+    pub modules: BTreeMap<String, F>,
 }
+
+/// Which matrices are wanted, by layer (the head has none) and module.
+pub(super) type Wanted<'a> = dyn Fn(Option<usize>, &str) -> bool + 'a;
+
+impl<F> Map<F> {
+    /// Of matrices in these layers and modules; `sum` is the figure of those that are wanted.
+    pub(super) fn new(matrices: &[(Option<usize>, &'static str)], sum: &dyn Fn(&Wanted<'_>) -> F) -> Self {
+        let modules = |inside: &dyn Fn(Option<usize>) -> bool| {
+            let own = matrices.iter().filter(|(layer, module)| *module != HEAD && inside(*layer));
+            own.map(|&(_, module)| (module.to_owned(), sum(&|layer, other| other == module && inside(layer))))
+                .collect()
+        };
+        let layer = |number: usize| LayerMap {
+            layer: number,
+            total: sum(&|layer, _| layer == Some(number)),
+            modules: modules(&|layer| layer == Some(number)),
+        };
+        let layers = matrices.iter().filter_map(|(layer, _)| *layer).max().map_or(0, |last| last + 1);
+        let head = matrices.iter().any(|(_, module)| *module == HEAD);
+        Self {
+            total: sum(&|_, _| true),
+            modules: modules(&|layer| layer.is_some()),
+            layers: (0..layers).map(layer).collect(),
+            head: head.then(|| sum(&|_, module| module == HEAD)),
+        }
+    }
+}
+
+/// What a precision keeps of an update.
+pub type SurvivalMap = Map<Remains>;
 
 /// What is kept of one or more matrices' update; `null` where no weight of them changed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,36 +79,13 @@ impl From<Fate> for Remains {
     }
 }
 
-impl SurvivalMap {
-    /// Of a pair that could be compared.
-    pub(super) fn new(survival: &audit::Survival) -> Option<Self> {
-        let matrices = &survival.matrices;
-        let sum = |wanted: &dyn Fn(&MatrixFate) -> bool| -> Remains {
-            Fate::sum(matrices.iter().filter(|matrix| wanted(matrix))).into()
-        };
-        let modules = |layer: Option<usize>| {
-            let inside = |matrix: &&MatrixFate| match layer {
-                Some(layer) => matrix.layer == Some(layer),
-                None => matrix.layer.is_some(),
-            };
-            let modules = matrices.iter().filter(inside).map(|matrix| matrix.module);
-            let of = |module: &'static str| {
-                (module.to_owned(), sum(&|matrix| matrix.module == module && inside(&matrix)))
-            };
-            modules.map(of).collect()
-        };
-        let last = matrices.iter().filter_map(|matrix| matrix.layer).max()?;
-        let layer = |layer: usize| LayerRemains {
-            layer,
-            total: sum(&|matrix| matrix.layer == Some(layer)),
-            modules: modules(Some(layer)),
-        };
-        let head = matrices.iter().any(|matrix| matrix.module == HEAD);
-        Some(Self {
-            total: sum(&|_| true),
-            modules: modules(None),
-            layers: (0..=last).map(layer).collect(),
-            head: head.then(|| sum(&|matrix| matrix.module == HEAD)),
-        })
-    }
+/// Of a pair that could be compared.
+pub(super) fn survival_map(survival: &audit::Survival) -> Option<SurvivalMap> {
+    let matrices = &survival.matrices;
+    let sum = |wanted: &Wanted<'_>| -> Remains {
+        let own = |matrix: &&MatrixFate| wanted(matrix.layer, matrix.module);
+        Fate::sum(matrices.iter().filter(own)).into()
+    };
+    let places: Vec<_> = matrices.iter().map(|matrix| (matrix.layer, matrix.module)).collect();
+    (!places.is_empty()).then(|| Map::new(&places, &sum))
 }

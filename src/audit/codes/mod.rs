@@ -110,24 +110,6 @@ impl Codes {
         changes.for_each(|change| sum.merge(change));
         sum
     }
-
-    /// Number of layers.
-    #[must_use]
-    pub fn layers(&self) -> usize {
-        self.tensors.iter().filter_map(|tensor| tensor.layer).max().map_or(0, |last| last + 1)
-    }
-
-    /// The modules, in the order of their use.
-    #[must_use]
-    pub fn modules(&self) -> Vec<&'static str> {
-        let mut modules = Vec::new();
-        for tensor in &self.tensors {
-            if !modules.contains(&tensor.module) {
-                modules.push(tensor.module);
-            }
-        }
-        modules
-    }
 }
 
 /// Streams both checkpoints and compares every matrix that a scheme applies to, on the host.

@@ -4,7 +4,7 @@ use super::Section;
 use super::table::{Cell, Table, fixed, none};
 use crate::audit::modules;
 use crate::report::judgement::Survival;
-use crate::report::maps::{LayerRemains, Remains};
+use crate::report::maps::{LayerMap, Remains};
 use crate::report::schema::Report;
 use crate::report::table::percent;
 
@@ -102,7 +102,7 @@ fn maps(row: &Survival, open: bool) -> Option<Maps> {
             modules.iter().map(|module| found.get(module).map_or_else(|| none(None), cell)).collect()
         };
         let layer =
-            |layer: &LayerRemains| (layer.layer.to_string(), cells(&layer.modules), cell(&layer.total));
+            |layer: &LayerMap<Remains>| (layer.layer.to_string(), cells(&layer.modules), cell(&layer.total));
         let nothing = || modules.iter().map(|_| Cell::default()).collect();
         let head = map.head.as_ref().map(|head| ("head".to_owned(), nothing(), cell(head)));
         let all = ("all".to_owned(), cells(&map.modules), cell(&map.total));
