@@ -8,7 +8,7 @@ OUT then holds config.json, generation_config.json, model.safetensors (float32: 
 exactly), tokenizer.json and tokenizer_config.json: what transformers reads from the GGUF file, saved again.
 The first argument may also be a .gguf file. Nothing is downloaded here.
 
-Needs torch, transformers, gguf. Made with torch 2.15.0, transformers 5.23.0, gguf 0.19.0.
+Needs torch, transformers, accelerate, gguf. Made with torch 2.15.0, transformers 5.23.0, gguf 0.19.0.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 //! What became of an update where it stands, layer by layer and module by module: in the records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,8 +41,9 @@ impl<F> Map<F> {
     pub(super) fn new(matrices: &[(Option<usize>, &'static str)], sum: &dyn Fn(&Wanted<'_>) -> F) -> Self {
         let modules = |inside: &dyn Fn(Option<usize>) -> bool| {
             let own = matrices.iter().filter(|(layer, module)| *module != HEAD && inside(*layer));
-            own.map(|&(_, module)| (module.to_owned(), sum(&|layer, other| other == module && inside(layer))))
-                .collect()
+            let own: BTreeSet<_> = own.map(|&(_, module)| module).collect();
+            let of = |module| sum(&|layer, other| other == module && inside(layer));
+            own.into_iter().map(|module| (module.to_owned(), of(module))).collect()
         };
         let layer = |number: usize| LayerMap {
             layer: number,
