@@ -342,18 +342,28 @@ fn matched_rounding_keeps_the_update_and_moves_the_outputs_less() {
         }
         assert!(rows > 0 && f64::from(near) >= 0.9 * f64::from(rows), "{scheme}: {near} of {rows} rows near");
         assert!(all.survival().unwrap() >= f64::from(share) - 0.01, "{scheme}: {:?}", all.survival());
-        assert_eq!(got.packed.scales, encode(scheme, u, n, k).scales);
-        let from = |row: usize| row * k..(row + 1) * k;
-        let moved = |row: usize| {
-            let near = encode(scheme, u, n, k);
-            from(row).filter(|&i| near.code(i) != got.packed.code(i)).count() as u64
-        };
-        assert_eq!(moved(5), got.rows[5].moved);
+        let (values, least) = (decode(&got.packed), least_distances(&got.packed, u));
+        let moved = (5 * k..6 * k).filter(|&i| (values[i] - u[i]).abs() > 1.01 * least[i]).count() as u64;
+        // Table schemes round weights to bf16 first, which finds another code than the nearest now and then.
+        assert!(moved > 0 && moved.abs_diff(got.rows[5].moved) <= 2, "{scheme}: {moved} {:?}", got.rows[5]);
         assert!(
             got == matched(scheme, t, u, [n, k], &moments_of(&inputs, k), share),
             "{scheme}: twice the same"
         );
     }
+}
+
+/// How far every weight is from the nearest value that a 4-bit code stands for at the scales of `packed`.
+fn least_distances(packed: &Packed, weights: &[f32]) -> Vec<f32> {
+    let mut least = vec![f32::INFINITY; weights.len()];
+    for code in 0..16 {
+        let mut alike = packed.clone();
+        alike.words.fill(code * 0x1111_1111);
+        for ((least, value), weight) in least.iter_mut().zip(decode(&alike)).zip(weights) {
+            *least = least.min((value - weight).abs());
+        }
+    }
+    least
 }
 
 fn moments_of(inputs: &[Vec<f64>], k: usize) -> Moments {
@@ -366,7 +376,8 @@ fn moments_of(inputs: &[Vec<f64>], k: usize) -> Moments {
     Moments::new(k, sums)
 }
 
-/// With independent inputs and nothing to keep, the nearest codes have the least error; rows may not have any update at all.
+/// With independent inputs and nothing to keep, the nearest codes have the least error, at scales that err less in every group;
+/// rows may not have any update at all.
 #[test]
 fn matched_rounding_without_an_update_is_nearest() {
     let (_, u, n, k) = &matrices("npo_gdr")[0];
@@ -375,13 +386,22 @@ fn matched_rounding_without_an_update_is_nearest() {
     for sums in [(0..k * k).map(alone).collect(), vec![0.0; k * k]] {
         let got = matched(Scheme::Int4 { group: 32 }, u, u, [n, k], &Moments::new(k, sums), 0.9);
         let near = encode(Scheme::Int4 { group: 32 }, u, n, k);
-        assert_eq!(got.packed.scales, near.scales);
+        for (own, other) in got.packed.scales.iter().zip(&near.scales) {
+            assert!((0.6..=1.0).contains(&(own / other)), "{own} {other}");
+        }
         // f32 rounding calls some weights a tie that f64 does not: there either code is the nearest.
         let (values, nearest) = (decode(&got.packed), decode(&near));
-        for (i, weight) in u.iter().enumerate() {
-            let [own, other] = [values[i], nearest[i]].map(|value| (value - weight).abs());
-            assert!(own <= other * 1.000_001, "{i}: {own} {other}");
+        for (i, least) in least_distances(&got.packed, u).into_iter().enumerate() {
+            assert!((values[i] - u[i]).abs() <= least * 1.000_001, "{i}: {} {least}", values[i]);
         }
+        let errors = |values: &[f32]| -> Vec<f64> {
+            let squares = values.iter().zip(u).map(|(value, weight)| f64::from(value - weight).powi(2));
+            squares.collect::<Vec<_>>().chunks(32).map(|group| group.iter().sum()).collect()
+        };
+        let (own, other) = (errors(&values), errors(&nearest));
+        assert!(own.iter().zip(&other).all(|(own, other)| *own <= other * 1.000_001));
+        let [own, other] = [own, other].map(|errors| errors.iter().sum::<f64>());
+        assert!(own < 0.97 * other, "{own} {other}");
         assert!(got.rows.iter().all(|row| row.update == 0.0 && row.survival().is_none()));
         let moved: u64 = got.rows.iter().map(|row| row.moved).sum();
         assert!(moved < (n * k / 100) as u64, "{moved} ties");
