@@ -279,6 +279,11 @@ fn calibrated_files_are_made_for_an_audit_and_used_again() {
         assert_eq!(code, 3, "{field}: {stderr}");
         assert!(stderr.contains("npo_gdr was changed"), "{field}: {stderr}");
     }
+    let mut other: Value = serde_json::from_str(&record).unwrap();
+    other["inputs"].as_object_mut().unwrap().remove("engine").unwrap();
+    std::fs::write(&path, other.to_string()).unwrap();
+    let (code, _, stderr) = undertext(&folder, &line);
+    assert!(code == 3 && stderr.contains("another build of the program"), "{code}: {stderr}");
     std::fs::write(&path, record).unwrap();
     std::fs::write(folder.path().join("text.txt"), "w1 w2 w3").unwrap();
     let (code, _, stderr) = undertext(&folder, &line);

@@ -126,6 +126,12 @@ fn check(path: &Path, asked: &QuantizePlan, share: Share) -> Result<()> {
         }
     }
     let now = read_again(|watch| QuantizeInputs::of(asked, watch))?;
+    if inputs.engine != now.engine {
+        return Err(refuse(
+            "a file that another build of the program made".to_owned(),
+            "one of this build".to_owned(),
+        ));
+    }
     let (model, target) = (Some(&asked.model), asked.target.as_ref());
     let one_target = match (&inputs.target, &now.target) {
         (Some(then), Some(now)) => then.is(now),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::store::{ModelInputs, hash_of_tokenizer};
+use super::super::store::{ModelInputs, engine_revision, hash_of_tokenizer};
 use super::QuantizePlan;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// What the codes depend on besides the plan, known by content as an audit's [`Inputs`](crate::audit::Inputs) are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuantizeInputs {
+    /// [`engine_revision`]; files of earlier builds do not say it.
+    #[serde(default)]
+    pub engine: String,
     /// The checkpoint, called by its path.
     pub model: ModelInputs,
     /// Hash of its tokenizer's files.
@@ -36,6 +39,7 @@ impl QuantizeInputs {
         let text = |path: &PathBuf| std::fs::read(path).map_err(Error::read(path));
         let text = plan.calibrate.as_ref().map(text).transpose()?;
         Ok(Self {
+            engine: engine_revision().to_owned(),
             model,
             tokenizer: hash_of_tokenizer(&plan.model)?,
             target,
