@@ -185,7 +185,7 @@ fn the_share_of_calibrated_files_can_be_chosen() {
     for (file, keep) in files.iter().zip(keeps) {
         let path = file["path"].as_str().unwrap();
         assert!(path.ends_with(&format!("run/repaired/npo_gdr-int4-g128-{keep}")), "{path}");
-        assert!((file["survival"].as_f64().unwrap() - keep).abs() < 0.02, "{file}");
+        assert!((file["survival"].as_f64().unwrap() - keep).abs() < keep / 64.0, "{file}");
     }
     // Of each kind of rounding the smallest share that is enough, by the report's own figures.
     let metrics = |precision: &Value| {
@@ -198,7 +198,7 @@ fn the_share_of_calibrated_files_can_be_chosen() {
         let own = metrics(&repair["precision"]);
         ["verbmem_forget", "knowmem_forget"]
             .iter()
-            .all(|name| own[name]["value"].as_f64() <= full[name]["ci95"][1].as_f64())
+            .all(|name| own[name]["value"].as_f64().unwrap() <= full[name]["ci95"][1].as_f64().unwrap())
     };
     let chosen = report["chosen_doses"].as_array().unwrap();
     assert_eq!(chosen.len(), 2);
@@ -232,7 +232,7 @@ fn calibrated_files_are_made_for_an_audit_and_used_again() {
     let report = json_of(&folder, &line);
     let arms = report["arms"].as_array().unwrap();
     let arm = arms.iter().find(|arm| arm["precision"] == "int4-g128+released").unwrap();
-    assert!(arm["path"].as_str().unwrap().ends_with("run/repaired/npo_gdr-int4-g128"), "{arm}");
+    assert!(arm["path"].as_str().unwrap().ends_with("run/repaired/npo_gdr-int4-g128-0.85"), "{arm}");
     let repairs = report["repairs"].as_array().unwrap();
     let rows: Vec<_> = repairs.iter().map(|row| (&row["precision"], &row["rounding"])).collect();
     let (kept, released) = (json!("int4-g128+keep=0.9"), json!("int4-g128+released"));
@@ -246,13 +246,13 @@ fn calibrated_files_are_made_for_an_audit_and_used_again() {
         "$/npo_gdr --scheme int4 --keep-from $/target --calibrate text.txt --format compressed-tensors --out alone",
     );
     let weights = |of: &str| std::fs::read(folder.path().join(of).join("model.safetensors")).unwrap();
-    assert!(weights("alone") == weights("run/repaired/npo_gdr-int4-g128"));
+    assert!(weights("alone") == weights("run/repaired/npo_gdr-int4-g128-0.85"));
 
     // Again, the run goes on with the files that are there; with another share they are others.
     let made = |of: &str| std::fs::metadata(folder.path().join(of)).unwrap().modified().unwrap();
-    let before = made("run/repaired/npo_gdr-int4-g128/model.safetensors");
+    let before = made("run/repaired/npo_gdr-int4-g128-0.85/model.safetensors");
     assert_eq!(json_of(&folder, &line)["counters"]["tokens_scored"], report["counters"]["tokens_scored"]);
-    assert_eq!(made("run/repaired/npo_gdr-int4-g128/model.safetensors"), before);
+    assert_eq!(made("run/repaired/npo_gdr-int4-g128-0.85/model.safetensors"), before);
     let (code, _, stderr) = undertext(&folder, &format!("{line} --keep auto"));
     assert!(code == 3 && stderr.contains("run/plan.toml") && stderr.contains("dose"), "{code}: {stderr}");
     assert_eq!(
@@ -260,16 +260,8 @@ fn calibrated_files_are_made_for_an_audit_and_used_again() {
         1,
         "none was made first"
     );
-    let [repaired, elsewhere] = ["run/repaired", "other/repaired"].map(|path| folder.path().join(path));
-    std::fs::create_dir(folder.path().join("other")).unwrap();
-    std::fs::rename(&repaired, &elsewhere).unwrap();
-    let (code, _, stderr) =
-        undertext(&folder, &format!("{} --keep 0.5", line.replace("--out run", "--out other")));
-    assert_eq!(code, 3, "{stderr}");
-    assert!(stderr.contains("keep = 0.85") && stderr.contains("keep = 0.5"), "{stderr}");
-    std::fs::rename(&elsewhere, &repaired).unwrap();
     // Made of another config or tokenizer, which the text was read with, or of another text.
-    let path = folder.path().join("run/repaired/npo_gdr-int4-g128/undertext.json");
+    let path = folder.path().join("run/repaired/npo_gdr-int4-g128-0.85/undertext.json");
     let record = std::fs::read_to_string(&path).unwrap();
     for field in ["/inputs/model/config", "/inputs/tokenizer"] {
         let mut other: Value = serde_json::from_str(&record).unwrap();
@@ -279,6 +271,12 @@ fn calibrated_files_are_made_for_an_audit_and_used_again() {
         assert_eq!(code, 3, "{field}: {stderr}");
         assert!(stderr.contains("npo_gdr was changed"), "{field}: {stderr}");
     }
+    let mut other: Value = serde_json::from_str(&record).unwrap();
+    other["keep"] = json!(0.5);
+    std::fs::write(&path, other.to_string()).unwrap();
+    let (code, _, stderr) = undertext(&folder, &line);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("keep = 0.85") && stderr.contains("keep = 0.5"), "{stderr}");
     let mut other: Value = serde_json::from_str(&record).unwrap();
     other["inputs"].as_object_mut().unwrap().remove("engine").unwrap();
     std::fs::write(&path, other.to_string()).unwrap();

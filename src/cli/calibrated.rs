@@ -1,5 +1,7 @@
 //! `audit --calibrate`: checkpoints rounded on a text, made for an audit that judges them as `--released`.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::folder::{PLAN, REPAIRED, file_name, refuse_others};
@@ -7,7 +9,7 @@ use super::output::notice;
 use super::plan_file::PlanFile;
 use super::quantize::{read_record, round};
 use super::session::read_again;
-use crate::audit::{Audit, Format, Plan, QuantizeInputs, QuantizePlan, ReleasedRequest};
+use crate::audit::{Audit, Format, Plan, QuantizeInputs, QuantizePlan, ReleasedRequest, engine_revision};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::Linear;
@@ -35,15 +37,13 @@ pub(super) fn write(
     let text = absolute(text)?;
     std::fs::metadata(&text).map_err(Error::read(&text))?;
     let mut made = Vec::new();
+    // What the files of a model depend on is read once, for all of them.
+    let mut inputs = HashMap::new();
     for (index, scheme) in plan.repairable() {
         let (model, target) = (&plan.models[index], &plan.models[Plan::TARGET]);
         let format = format(&model.path, scheme)?;
         for &share in shares {
-            let mut name = format!("{}-{scheme}", model.name);
-            if shares.len() > 1 {
-                name += &format!("-{share}");
-            }
-            let path = out.join(REPAIRED).join(file_name(&name));
+            let path = out.join(REPAIRED).join(file_name(&format!("{}-{scheme}-{share}", model.name)));
             let asked = QuantizePlan {
                 model: model.path.clone(),
                 target: Some(target.path.clone()),
@@ -53,7 +53,7 @@ pub(super) fn write(
                 format,
             };
             if path.exists() {
-                check(&path, &asked, share)?;
+                check(&path, &asked, share, inputs.entry(index))?;
             } else if !make(asked, &path, &format!("{} in {scheme}", model.name))? {
                 // Nor would there be at another share.
                 break;
@@ -102,8 +102,13 @@ fn format(model: &Path, scheme: Scheme) -> Result<Format> {
     Ok(Format::smallest(scheme, &cols))
 }
 
-/// Refuses a directory that holds another file than is asked for.
-fn check(path: &Path, asked: &QuantizePlan, share: Share) -> Result<()> {
+/// Refuses a directory that holds another file than is asked for. `known` is what those of this model depend on now.
+fn check(
+    path: &Path,
+    asked: &QuantizePlan,
+    share: Share,
+    known: Entry<'_, usize, QuantizeInputs>,
+) -> Result<()> {
     let refuse = |found: String, expected: String| Error::Malformed {
         path: path.to_path_buf(),
         what: "the repaired checkpoint".to_owned(),
@@ -125,13 +130,16 @@ fn check(path: &Path, asked: &QuantizePlan, share: Share) -> Result<()> {
             return Err(refuse(format!("{field} = {found}"), format!("{field} = {expected}")));
         }
     }
-    let now = read_again(|watch| QuantizeInputs::of(asked, watch))?;
-    if inputs.engine != now.engine {
+    if inputs.engine != engine_revision() {
         return Err(refuse(
             "a file that another build of the program made".to_owned(),
             "one of this build".to_owned(),
         ));
     }
+    let now = match known {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(unknown) => unknown.insert(read_again(|watch| QuantizeInputs::of(asked, watch))?),
+    };
     let (model, target) = (Some(&asked.model), asked.target.as_ref());
     let one_target = match (&inputs.target, &now.target) {
         (Some(then), Some(now)) => then.is(now),

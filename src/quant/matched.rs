@@ -4,8 +4,8 @@
 //! With `t` the target's weights of a row, `u` the unlearned ones, `d = u - t`, `Q(t)` nearest rounding of `t` and
 //! `A` the second moments of the inputs, the wanted weights are `w = t + p d`, `p` being the share to keep (or what nearest
 //! rounding keeps, if that is more; at most 1). Of every group's scale in nearest rounding of `u` and some smaller ones, that is
-//! taken at which the nearest codes of `u` err least, each weight's error by `A_jj`: clipping a few large weights serves the
-//! others (as AWQ does, arXiv 2306.00978). At these scales `s` codes `c` are chosen, so that
+//! taken at which the nearest codes of `u` err least, each weight's square error by `A_jj`: clipping a few large weights serves
+//! the others (AWQ, arXiv 2306.00978, clips for the outputs' error on tokens instead). At these scales `s` codes `c` are chosen, so that
 //!
 //! ```text
 //! <c s - Q(t), d> = p <d, d>      the update survives to its share
@@ -23,15 +23,15 @@
 
 use rayon::prelude::*;
 
-use super::aligned::nearest;
 use super::codec::value;
 use super::ladder::{neighbour, put, scales};
-use super::{Grouping, Kept, KeptRow, Packed, Scheme, decode, encode};
+use super::rescale::{nearest, rescale};
+use super::{Kept, KeptRow, Packed, Scheme, decode, encode};
 
 /// Added to the moments' diagonal, of mean 1.
 const DAMPING: f64 = 0.01;
 
-/// What the scale of nearest rounding is multiplied by; the first of equals is taken.
+/// What the scale of nearest rounding is multiplied by.
 const FACTORS: [f32; 11] = [1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72, 0.68, 0.64, 0.6];
 
 /// The goal is reached within this part of it.
@@ -94,8 +94,9 @@ impl Moments {
     }
 }
 
-/// Rounds `unlearned` so that `share` of its update from `target` survives in every row, with the least error in the outputs;
-/// both are `[rows, cols]`, and `moments` are those of the columns' inputs.
+/// Rounds `unlearned`, at scales of its own, so that `share` of its update from `target` survives in every row, with the least
+/// error in the outputs; both are `[rows, cols]`, and `moments` are those of the columns' inputs. Codes that are not the nearest
+/// at these scales count as moved; [`KeptRow::nearest`] is that of nearest rounding at its own scales.
 ///
 /// Deterministic: f64 in a fixed order, ties by index.
 ///
@@ -125,7 +126,13 @@ pub fn matched(
     };
     let targets = decode(&encode(scheme, target, rows, cols));
     let values = decode(&packed);
-    rescale(&mut packed, &grouping, unlearned, moments);
+    rescale(&mut packed, &grouping, unlearned, &FACTORS, |range, values| {
+        let errors = range.zip(values).map(|(place, &value)| {
+            let error = f64::from(value) - f64::from(unlearned[place]);
+            error * error * moments.diagonal(place % cols)
+        });
+        errors.sum()
+    });
     let near: Packed = packed.clone();
     let (near, grouping) = (&near, &grouping);
     let row_words = cols / scheme.per_word();
@@ -170,45 +177,6 @@ pub fn matched(
     });
     let rows = rows.collect();
     Kept { packed, rows }
-}
-
-/// Gives every group the scale at which the nearest codes of its weights err least, and these codes.
-fn rescale(packed: &mut Packed, grouping: &Grouping, weights: &[f32], moments: &Moments) {
-    let scheme = packed.scheme;
-    let groups: Vec<_> = (0..grouping.count)
-        .into_par_iter()
-        .filter_map(|index| {
-            let row = index / grouping.per_row * grouping.row_len;
-            let first = row + index % grouping.per_row * grouping.group;
-            let range = first..(first + grouping.group).min(row + grouping.row_len);
-            let own = scales(packed, grouping, first);
-            let at = |factor: f32| {
-                let mut tried = own.to_vec();
-                tried[0] *= factor;
-                let mut error = 0.0;
-                let code = |place: usize| {
-                    let code = nearest(scheme, weights[place], &tried);
-                    let wrong = f64::from(value(scheme, code, &tried)) - f64::from(weights[place]);
-                    error += wrong * wrong * moments.diagonal(place % moments.n);
-                    code
-                };
-                let codes: Vec<_> = range.clone().map(code).collect();
-                (error, tried[0], codes)
-            };
-            if own[0] == 0.0 {
-                return None;
-            }
-            let tries = FACTORS.into_iter().map(at);
-            let best = tries.reduce(|best, other| if other.0 < best.0 { other } else { best });
-            best.map(|(_, scale, codes)| (index, first, scale, codes))
-        })
-        .collect();
-    for (index, first, scale, codes) in groups {
-        packed.scales[index * scheme.values_per_group()] = scale;
-        for (place, code) in (first..).zip(codes) {
-            put(scheme, &mut packed.words, place, code);
-        }
-    }
 }
 
 /// One row under way.

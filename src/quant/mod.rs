@@ -13,6 +13,7 @@ pub mod keep;
 mod ladder;
 pub mod matched;
 mod precision;
+mod rescale;
 mod rounding;
 pub mod scale;
 pub mod stochastic;
@@ -194,6 +195,14 @@ impl Grouping {
     #[must_use]
     pub fn of(&self, index: usize) -> usize {
         index / self.row_len * self.per_row + index % self.row_len / self.group
+    }
+
+    /// The flat weights of a group.
+    #[must_use]
+    pub fn range(&self, group: usize) -> std::ops::Range<usize> {
+        let row = group / self.per_row * self.row_len;
+        let first = row + group % self.per_row * self.group;
+        first..(first + self.group).min(row + self.row_len)
     }
 }
 
