@@ -50,7 +50,7 @@ pub struct Kept {
 /// One row in kept rounding. Sums are f64, in the order of the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct KeptRow {
-    /// Codes that are not the nearest at the scales that they have.
+    /// Codes that are not those of nearest rounding.
     pub moved: u64,
     /// `<u - t, u - t>`.
     pub update: f64,

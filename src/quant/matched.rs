@@ -95,8 +95,8 @@ impl Moments {
 }
 
 /// Rounds `unlearned`, at scales of its own, so that `share` of its update from `target` survives in every row, with the least
-/// error in the outputs; both are `[rows, cols]`, and `moments` are those of the columns' inputs. Codes that are not the nearest
-/// at these scales count as moved; [`KeptRow::nearest`] is that of nearest rounding at its own scales.
+/// error in the outputs; both are `[rows, cols]`, and `moments` are those of the columns' inputs. Codes count as moved if they are
+/// not those of nearest rounding, which has scales of its own.
 ///
 /// Deterministic: f64 in a fixed order, ties by index.
 ///
@@ -125,7 +125,7 @@ pub fn matched(
         return Kept { packed, rows: vec![KeptRow::default(); rows] };
     };
     let targets = decode(&encode(scheme, target, rows, cols));
-    let values = decode(&packed);
+    let (near, values) = (packed.clone(), decode(&packed));
     rescale(&mut packed, &grouping, unlearned, &FACTORS, |range, values| {
         let errors = range.zip(values).map(|(place, &value)| {
             let error = f64::from(value) - f64::from(unlearned[place]);
@@ -133,8 +133,8 @@ pub fn matched(
         });
         errors.sum()
     });
-    let near: Packed = packed.clone();
-    let (near, grouping) = (&near, &grouping);
+    let rescaled: Packed = packed.clone();
+    let (rescaled, grouping) = (&rescaled, &grouping);
     let row_words = cols / scheme.per_word();
     let blocks = packed.words.par_chunks_mut(ROWS * row_words).enumerate();
     let rows = blocks.flat_map_iter(|(block, words)| {
@@ -143,7 +143,7 @@ pub fn matched(
         let mut searches: Vec<_> = ranges
             .map(|range| {
                 let start = range.start;
-                let own_scales = move |column: usize| scales(near, grouping, start + column);
+                let own_scales = move |column: usize| scales(rescaled, grouping, start + column);
                 let search = Search::new(
                     scheme,
                     own_scales,
@@ -164,11 +164,8 @@ pub fn matched(
             searches.into_iter().zip(words.chunks_mut(row_words)).map(|((range, mut search), words)| {
                 search.run();
                 for (column, code) in search.codes.iter().enumerate() {
-                    let moved = *code != near.code(range.start + column);
-                    search.outcome.moved += u64::from(moved);
-                    if moved {
-                        put(scheme, words, column, *code);
-                    }
+                    search.outcome.moved += u64::from(*code != near.code(range.start + column));
+                    put(scheme, words, column, *code);
                 }
                 search.outcome.kept = search.survived(&targets[range]);
                 search.outcome

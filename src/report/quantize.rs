@@ -72,7 +72,7 @@ pub struct Tensor {
 pub struct Figures {
     /// How many weights there are.
     pub weights: u64,
-    /// How many codes are not the nearest at the scales that they have.
+    /// How many codes are not those of nearest rounding.
     pub moved: u64,
     /// `<Q(u) - Q(t), u - t> / <u - t, u - t>` in nearest rounding.
     pub survival_nearest: Option<f64>,

@@ -88,7 +88,7 @@ pub struct QuantizedTensor {
     pub name: String,
     /// Number of weights.
     pub weights: u64,
-    /// Codes that are not the nearest at the scales that they have.
+    /// Codes that are not those of nearest rounding.
     pub moved: u64,
     /// The update's sums, where a target was given.
     pub update: Option<KeptRow>,
